@@ -1,0 +1,65 @@
+package member
+
+import (
+	"context"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/fleetgate/fleetgate/cluster/store"
+)
+
+// Object is a typed Kubernetes object: *gatewayv1.Gateway, *corev1.Service and so on. Handed-out objects are read only.
+type Object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// Event is one change of one object in a member cluster. Kind is set on Object's TypeMeta too.
+type Event struct {
+	Cluster         string
+	Kind            string // GatewayClass, Gateway, HTTPRoute, GRPCRoute, Namespace, Service, EndpointSlice, Secret, ReferenceGrant
+	Namespace, Name string
+	Object          Object // nil = deleted
+}
+
+// Source is a member cluster as a stream of events.
+type Source interface {
+	// Name is the member cluster's name.
+	Name() string
+	// Run delivers all objects, then changes, until ctx ends. sink is called from one goroutine, with everything that one scan
+	// found, in one call. synced is true from the first call on that completes a view of every kind (unknown is not absent, D10).
+	// Run returns only when ctx ends or on a mistake that waiting cannot mend.
+	Run(ctx context.Context, sink func(events []Event, synced bool)) error
+	// WriteStatus replaces the status of an object, if its resourceVersion is still the given one ("" = whatever); other writers' entries are
+	// the caller's to keep. It returns the new resourceVersion; ErrConflict when it changed, ErrNotFound when it is gone.
+	WriteStatus(ctx context.Context, s Status) (resourceVersion string, err error)
+	// ReadStatus gives the object's present status as JSON ("null" where there is none) and its resourceVersion.
+	ReadStatus(ctx context.Context, kind, namespace, name string) (status []byte, resourceVersion string, err error)
+	// Problems are faults of the source itself that no object's status can carry: a broken file, an unreadable directory.
+	Problems() []Problem
+}
+
+// Status is one status write.
+type Status struct {
+	Kind, Namespace, Name string
+	UID                   string
+	ResourceVersion       string
+	Status                []byte // JSON of the status stanza
+}
+
+// Problem is a fault in a manifest or a directory: where and what to do.
+type Problem struct {
+	File     string `json:"file"`
+	Document int    `json:"document,omitempty"` // 1-based, 0 = the whole file
+	Line     int    `json:"line,omitempty"`     // 1-based
+	Object   string `json:"object,omitempty"`   // Kind namespace/name
+	Field    string `json:"field,omitempty"`
+	Message  string `json:"message"` // ends with what to do
+}
+
+// Identifier gives identities to objects that no API server gave one (D12). It blocks until the replicated identity of each
+// observed object carries the observed spec hash, or ctx ends.
+type Identifier interface {
+	Identify(ctx context.Context, cluster string, seen []store.IdentityObservation) ([]store.Identity, error)
+}

@@ -1,0 +1,46 @@
+package translate
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// Object is a typed Kubernetes object (same as member.Object).
+type Object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// Event is one change of one object; Object nil = deleted.
+type Event struct {
+	Kind            string // as in member.Event
+	Namespace, Name string
+	Object          Object
+}
+
+// Config is what a Compiler must know besides objects.
+type Config struct {
+	Cluster         string   // the member cluster's name
+	ControllerNames []string // GatewayClasses with these are ours
+	// Owns tells whether this compiler's row covers a namespace (cluster-scoped kinds hash as namespace "").
+	Owns func(namespace string) bool
+	// Seal encrypts the plain bytes of a secret with additional data, and Version gives their HMAC (D14).
+	Seal    func(plain, additional []byte) ([]byte, error)
+	Version func(plain []byte) string
+}
+
+// Put is one record to write.
+type Put struct {
+	Key     record.Key
+	Payload []byte
+	Refs    []record.Key
+}
+
+// Output is what changed. Same input, same output; puts are sorted by key and hold only records that differ from what this compiler put out before.
+type Output struct {
+	Puts     []Put
+	Deletes  []record.Key
+	Compiled int // number of routes compiled by this call, for tests and metrics
+}

@@ -1,0 +1,95 @@
+// Package assemble is the pure function from committed records to what fleets run and what status says (D1).
+package assemble
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// Content is one version of a record.
+type Content struct {
+	Hash    string
+	Payload []byte
+	Refs    []record.Key
+	Index   uint64 // at which it was written
+}
+
+// Change is one committed change of a record: Cur nil = deleted. PinnedHash names a content hash that must not be used ("" = none).
+type Change struct {
+	Key        record.Key
+	Cur, Prev  *Content
+	PinnedHash string
+	PinReason  string
+}
+
+// ResourceType is the kind of an Envoy resource, in the order of xds.Type.
+type ResourceType uint8
+
+// The types of resources, in the order of xds.Type.
+const (
+	TypeSecret ResourceType = iota
+	TypeCluster
+	TypeEndpoints
+	TypeListener
+	TypeRoute
+)
+
+// Resource is one named Envoy resource of a fleet; see xds.Resource for the fields. Bytes nil = removed.
+// A secret's Bytes are the sealed bytes: who serves it opens them.
+type Resource struct {
+	Type    ResourceType
+	Name    string
+	Version string
+	Bytes   []byte
+	Index   uint64
+	Uses    []string
+	Parts   map[string]string
+}
+
+// FleetDelta is what changed for the fleet of one Gateway.
+type FleetDelta struct {
+	Fleet     string
+	Gateway   record.Key
+	Gone      bool
+	Resources []Resource
+}
+
+// Delta is the outcome of one Apply.
+type Delta struct {
+	Fleets []FleetDelta // sorted by fleet
+	Status []record.Key // records of objects whose GatewayStatus or RouteStatus may differ now
+}
+
+// GatewayStatus is what committed records say of a Gateway; Programmed is added by the status writer from ACKs (Index says what must be ACKed).
+type GatewayStatus struct {
+	Object     record.Object
+	Class      string
+	Index      uint64 // highest index that its own listeners depend on: gateway record, secrets; never routes
+	Valid      bool   // at least one listener can be programmed
+	Conditions []metav1.Condition
+	Listeners  []gatewayv1.ListenerStatus
+	Ports      []int32
+	// Listener facts for a view, in the order of Listeners.
+	Hostnames []string
+	Protocols []string
+}
+
+// RouteStatus is what committed records say of a route.
+type RouteStatus struct {
+	Object    record.Object
+	Hostnames []string
+	Index     uint64 // index at which its live content was written or went live
+	Pending   string // why the newest content is not live yet, "" = it is
+	Parents   []ParentStatus
+}
+
+// ParentStatus is one parentRef of a route whose Gateway is ours.
+type ParentStatus struct {
+	Ref        gatewayv1.ParentReference
+	Controller string
+	Fleet      string // "" where it did not attach
+	Attached   bool
+	Conditions []metav1.Condition // Accepted, ResolvedRefs (fleetgate.io/Programmed is the status writer's)
+}

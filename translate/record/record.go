@@ -1,0 +1,163 @@
+// Package record holds the model of compiled things: what translate writes, the store keeps as opaque bytes,
+// and assemble reads. It is plain data and a codec.
+//
+// A record carries Envoy bytes that were marshalled once, by the owner of its namespace, and beside them all
+// that is needed to order, index and explain them, so that nobody unmarshals an Envoy proto to decide anything.
+package record
+
+import "time"
+
+// Kind names a kind of record. The values are stored: never renumber or reuse one.
+type Kind string
+
+// The kinds of records.
+const (
+	KindClass     Kind = "class"     // a GatewayClass that one of our controller names claims
+	KindGateway   Kind = "gateway"   // a Gateway: listeners, chains, allowedRoutes, outcome
+	KindNamespace Kind = "namespace" // a Namespace: its labels
+	KindRoute     Kind = "route"     // an HTTPRoute or GRPCRoute, compiled once for all its parents
+	KindBackend   Kind = "backend"   // an Envoy Cluster
+	KindEndpoints Kind = "endpoints" // a ClusterLoadAssignment
+	KindSecret    Kind = "secret"    // a sealed TLS secret
+	KindReference Kind = "reference" // cross-namespace use with the grant that allows it
+)
+
+// Key names a record. Namespace is empty for a thing without namespace (class, namespace records have the
+// namespace's own name in both Namespace and Name, so that they hash with it). Its fields and their order are those of store.Key,
+// so that one converts to the other without copying.
+type Key struct {
+	Cluster   string
+	Namespace string
+	Kind      Kind
+	Name      string // route: "HTTPRoute/name"; backend and endpoints: "service/port/consumer"; else the object's name
+}
+
+// Object names the Kubernetes object that a record, a condition or a problem speaks of.
+type Object struct {
+	Kind       string `json:"kind"`
+	Namespace  string `json:"namespace,omitempty"`
+	Name       string `json:"name"`
+	UID        string `json:"uid,omitempty"`
+	Generation int64  `json:"generation,omitempty"`
+}
+
+// Problem is a user's mistake as a value (STYLE 16): it becomes a condition in translate/assemble/status.go and nowhere else.
+type Problem struct {
+	Condition string `json:"condition"` // Accepted, ResolvedRefs, ... that this makes False
+	Reason    string `json:"reason"`    // CamelCase, from the Gateway API types where one exists
+	Message   string `json:"message"`   // ends with what to do
+	Rule      int    `json:"rule"`      // index of the rule, -1 where it concerns the whole object
+}
+
+// Class is a GatewayClass.
+type Class struct {
+	Object         Object
+	ControllerName string
+	Problems       []Problem
+}
+
+// Namespace is a Namespace with the labels that allowedRoutes selectors read.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Gateway is a Gateway with its listeners. Envoy listener bytes are made at assembly, since they depend on which listeners
+// share a port; what is decided here is each listener's own outcome.
+type Gateway struct {
+	Object    Object
+	Class     string
+	Listeners []Listener
+	Problems  []Problem // of the Gateway as a whole
+}
+
+// Listener is one listener of a Gateway.
+type Listener struct {
+	Name     string
+	Hostname string // "" = all
+	Port     int32
+	Protocol string // HTTP, HTTPS
+	// Secrets are the SDS names of the certificates, in the order of certificateRefs; SecretKeys are their records.
+	Secrets    []string
+	SecretKeys []Key
+	Allowed    Allowed
+	Kinds      []string  // route kinds supported after intersecting with the protocol's: "HTTPRoute", "GRPCRoute"
+	Problems   []Problem // ResolvedRefs / Accepted / ... problems of this listener; conflicts are found at assembly
+}
+
+// Allowed says from where routes may attach.
+type Allowed struct {
+	From string // Same, All, Selector, None
+	// Selector is the label selector in the canonical string form of k8s.io/apimachinery labels.Selector ("" with From Selector selects nothing).
+	Selector string
+}
+
+// Route is an HTTPRoute or a GRPCRoute (lowered to the same shape), compiled once, without knowing its parents.
+type Route struct {
+	Object    Object
+	Created   time.Time // from the API server or the identity record, second precision, UTC
+	Hostnames []string  // as written, lower case, deduplicated; empty = all
+	Parents   []Parent
+	Rules     []Rule
+	Problems  []Problem // independent of the parent: ResolvedRefs and the like, with their rule
+}
+
+// Parent is one parentRef, defaulted.
+type Parent struct {
+	Group, Kind, Namespace, Name string
+	SectionName                  string
+	Port                         int32 // 0 = any
+}
+
+// Rule is one rule; Name is the rule's optional name.
+type Rule struct {
+	Name    string
+	Matches []Match
+}
+
+// Match is one match of one rule: an Envoy route.
+type Match struct {
+	Sort SortKey
+	// Name is the Envoy route's name: kind/namespace/name/rule/match (D14).
+	Name string
+	// Bytes is the marshalled envoy.config.route.v3.Route; where what a listener adds (redirect port) matters there is a variant for each.
+	Bytes []byte
+	// Variants are other bytes for listeners of that (scheme, port), key "http/8080"; used instead of Bytes when the key fits.
+	Variants map[string][]byte
+	// Backends are the records that must exist before the bytes may be served.
+	Backends []Key
+}
+
+// SortKey is everything but (created, namespace, name, rule, match), which the assembler takes from the Route.
+// Lower sorts first. GEP-1364 and the HTTPRoute docs: exact path, longest prefix, method, most headers, most query parameters.
+type SortKey struct {
+	PathKind   uint8  // 0 exact, 1 prefix, 2 regex
+	PathLength int    // characters of the path value; longer first
+	Path       string // index key for a matcher tree
+	Method     bool   // true first
+	Headers    int    // more first
+	Queries    int    // more first
+	GRPC       bool   // gRPC routes are tried before HTTP routes of one hostname
+}
+
+// Backend is an Envoy Cluster.
+type Backend struct {
+	Name  string // Envoy cluster name
+	Bytes []byte // envoy.config.cluster.v3.Cluster
+	// Missing says that the Service or port does not exist any more ("unresolved"): the cluster is not served, requests answer 500.
+	Missing bool
+}
+
+// Endpoints is the load assignment of a Backend of the same name.
+type Endpoints struct {
+	Name  string // = Backend.Name
+	Bytes []byte // envoy.config.endpoint.v3.ClusterLoadAssignment
+}
+
+// Secret is a sealed TLS secret.
+type Secret struct {
+	Name    string // SDS name
+	Version string // HMAC of the plain bytes
+	Sealed  []byte // AEAD of envoy.extensions.transport_sockets.tls.v3.Secret, additional data = the key
+	Problem *Problem
+}
