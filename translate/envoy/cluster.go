@@ -1,0 +1,102 @@
+package envoy
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// ConnectTimeout is how long Envoy waits for a TCP connection to a backend.
+const ConnectTimeout = 5 * time.Second
+
+// maxRetries is how many retries may be under way at once; Envoy's default of 3 makes retries fail under any load.
+const maxRetries = 1024
+
+// Cluster is a backend whose endpoints come by EDS under the same name. http2 forces HTTP/2 with prior knowledge (gRPC, h2c), else it is HTTP/1.1.
+// The default circuit breakers (1,024 of each) are lifted: limits are a matter of policy, not of an accident.
+func Cluster(name string, http2 bool) (*clusterv3.Cluster, error) {
+	options, err := Any(httpOptions(http2))
+	if err != nil {
+		return nil, err
+	}
+	unlimited := wrapperspb.UInt32(math.MaxUint32)
+	return &clusterv3.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
+		ConnectTimeout:       durationpb.New(ConnectTimeout),
+		LbPolicy:             clusterv3.Cluster_LEAST_REQUEST,
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+			MaxConnections:     unlimited,
+			MaxPendingRequests: unlimited,
+			MaxRequests:        unlimited,
+			MaxRetries:         wrapperspb.UInt32(maxRetries),
+		}}},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
+		IgnoreHealthOnHostRemoval:     true,
+	}, nil
+}
+
+func httpOptions(http2 bool) *httpv3.HttpProtocolOptions {
+	explicit := &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
+	}
+	if http2 {
+		explicit.ProtocolConfig = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}
+	}
+	return &httpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: explicit},
+	}
+}
+
+// Endpoint is one address of a backend.
+type Endpoint struct {
+	Address string // IP
+	Port    uint32
+}
+
+// LoadAssignment is the set of endpoints of a cluster, sorted and without duplicates. An empty set answers 503.
+func LoadAssignment(cluster string, endpoints []Endpoint) *endpointv3.ClusterLoadAssignment {
+	sorted := slices.Clone(endpoints)
+	slices.SortFunc(sorted, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	sorted = slices.Compact(sorted)
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: cluster}
+	if len(sorted) == 0 {
+		return out
+	}
+	all := &endpointv3.LocalityLbEndpoints{}
+	for _, e := range sorted {
+		all.LbEndpoints = append(all.LbEndpoints, &endpointv3.LbEndpoint{
+			HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: socket(e.Address, e.Port)}},
+		})
+	}
+	out.Endpoints = []*endpointv3.LocalityLbEndpoints{all}
+	return out
+}
+
+// TLSSecret is a certificate chain with its private key, in PEM.
+func TLSSecret(name string, chain, key []byte) *tlsv3.Secret {
+	return &tlsv3.Secret{
+		Name: name,
+		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: inline(chain),
+			PrivateKey:       inline(key),
+		}},
+	}
+}
+
+func inline(b []byte) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}
+}

@@ -1,0 +1,128 @@
+package envoy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"regexp"
+	"strings"
+	"testing"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+// TestConcatenation holds the hand-made concatenation against the protobuf library.
+func TestConcatenation(t *testing.T) {
+	routes := []*routev3.Route{
+		{Name: "a", Match: ExactPath("/a"), Action: DirectResponse(500)},
+		{Name: "b", Match: PrefixPath("/b/"), Action: &routev3.Route_Route{Route: Forward([]*routev3.WeightedCluster_ClusterWeight{Weighted("x", 1), Weighted("y", 3)}, 0)}},
+	}
+	want := &routev3.RouteConfiguration{
+		Name:                            "rc",
+		VirtualHosts:                    []*routev3.VirtualHost{{Name: "v", Domains: []string{"a.example", "*"}, Routes: routes}, {Name: "w", Domains: []string{"b.example"}}},
+		IgnorePortInHostMatching:        true,
+		MostSpecificHeaderMutationsWins: true,
+	}
+	var parts [][]byte
+	for _, r := range routes {
+		parts = append(parts, must(Marshal(r))(t))
+	}
+	got := RouteConfigurationBytes("rc", [][]byte{VirtualHostBytes("v", []string{"a.example", "*"}, parts), VirtualHostBytes("w", []string{"b.example"}, nil)})
+	if wantBytes := must(Marshal(want))(t); !bytes.Equal(got, wantBytes) {
+		back := &routev3.RouteConfiguration{}
+		t.Fatalf("got %x\nwant %x\nunmarshalled (%v): %v", got, wantBytes, proto.Unmarshal(got, back), back)
+	}
+}
+
+// TestReplacePrefix runs the rewrites the way RE2 does in Envoy.
+func TestReplacePrefix(t *testing.T) {
+	for _, c := range []struct{ prefix, with, path, want string }{
+		{"/old", "/new", "/old", "/new"},
+		{"/old", "/new/", "/old/a", "/new/a"},
+		{"/old/", "/", "/old", "/"},
+		{"/old", "/", "/old/a", "/a"},
+		{"/old", "/", "/old//a", "/a"},
+		{"/old", "/", "/old?q=1", "/?q=1"},
+		{"/", "/new", "/", "/new/"},
+		{"/", "/new/", "/a/b", "/new/a/b"},
+		{"/", "/", "/a", "/a"},
+		{"/o.d", "/n", "/o.d/x", "/n/x"},
+	} {
+		r := ReplacePrefix(c.prefix, c.with)
+		re := regexp.MustCompile(r.Pattern.Regex)
+		loc := re.FindStringIndex(c.path)
+		if loc == nil {
+			t.Fatalf("%q does not match %q", r.Pattern.Regex, c.path)
+		}
+		if got := c.path[:loc[0]] + r.Substitution + c.path[loc[1]:]; got != c.want {
+			t.Errorf("prefix %q -> %q: %q became %q, want %q", c.prefix, c.with, c.path, got, c.want)
+		}
+	}
+}
+
+// TestHeaderValueIsNotAFormat is the accident of a "%" that Envoy takes for an operator.
+func TestHeaderValueIsNotAFormat(t *testing.T) {
+	if got := SetHeader("x", "100%REQ(y)%").Header.Value; got != "100%%REQ(y)%%" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestListenerBytesAreFrozen: any change of these bytes drops every connection of every fleet at the upgrade that brings it. Change the sum only on purpose.
+func TestListenerBytesAreFrozen(t *testing.T) {
+	hcm, err := HTTPConnectionManager("p", "rc", "/dev/stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := must(HTTPChain("http", hcm))(t)
+	tls := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, hcm))(t)
+	for _, c := range []struct {
+		name string
+		l    *listenerv3.Listener
+		want string
+	}{
+		{"plain", must(Listener("l", "", 80, false, nil, plain))(t), "602b7df15a18c663"},
+		{"tls", must(Listener("l", "", 443, true, []*listenerv3.FilterChain{tls}, nil))(t), "d9cf774114aa298a"},
+	} {
+		if got := sum(must(Marshal(c.l))(t)); got != c.want {
+			t.Errorf("%s: %s, frozen as %s", c.name, got, c.want)
+		}
+	}
+}
+
+// TestRejectedByValidation: what Envoy's own rules reject never becomes bytes.
+func TestRejectedByValidation(t *testing.T) {
+	_, err := Marshal(&routev3.Route{Name: "no match"})
+	if err == nil || !strings.Contains(err.Error(), "Route would be rejected") {
+		t.Errorf("err = %v", err)
+	}
+}
+
+// TestEmptyAssignment: a backend without endpoints is still an answer.
+func TestEmptyAssignment(t *testing.T) {
+	if a := LoadAssignment("c", nil); len(a.Endpoints) != 0 || a.ClusterName != "c" {
+		t.Errorf("got %v", a)
+	}
+	a := LoadAssignment("c", []Endpoint{{"10.0.0.2", 80}, {"10.0.0.1", 80}, {"10.0.0.2", 80}})
+	if n := len(a.Endpoints[0].LbEndpoints); n != 2 {
+		t.Errorf("%d endpoints after removing duplicates, want 2", n)
+	}
+	must(Marshal(a))(t)
+	must(Cluster("c", true))(t)
+}
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func sum(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:8])
+}

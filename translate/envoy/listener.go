@@ -1,0 +1,171 @@
+package envoy
+
+import (
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	fileaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	streamaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// AnyAddress is the address on which listeners listen unless told otherwise.
+const AnyAddress = "0.0.0.0"
+
+// accessFormat names the Envoy route, and with it the Kubernetes object, of each request.
+const accessFormat = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% " +
+	"%DURATION%ms %REQ(:AUTHORITY)% -> %UPSTREAM_HOST% %ROUTE_NAME%\n"
+
+// Listener makes a TCP listener on address ("" = AnyAddress) and port. tls says that the port serves TLS: it then always carries the TLS inspector,
+// whatever its chains are at the moment, because a change of any listener-level field drops every connection of the listener
+// while chains are exchanged in place. fallback is the chain without a match, nil = connections that match no chain are closed.
+func Listener(name, address string, port int32, tls bool, chains []*listenerv3.FilterChain, fallback *listenerv3.FilterChain) (*listenerv3.Listener, error) {
+	if address == "" {
+		address = AnyAddress
+	}
+	l := &listenerv3.Listener{
+		Name:               name,
+		Address:            socket(address, uint32(port)),
+		EnableReusePort:    wrapperspb.Bool(true),
+		FilterChains:       chains,
+		DefaultFilterChain: fallback,
+	}
+	if !tls {
+		return l, nil
+	}
+	inspector, err := Any(&tlsinspectorv3.TlsInspector{})
+	if err != nil {
+		return nil, err
+	}
+	l.ListenerFilters = []*listenerv3.ListenerFilter{{
+		Name:       "envoy.filters.listener.tls_inspector",
+		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: inspector},
+	}}
+	return l, nil
+}
+
+// HTTPChain is the filter chain of a plaintext port: one connection manager for all listeners that share the port.
+// Renaming a chain counts as changing it, so name must be stable.
+func HTTPChain(name string, hcm *hcmv3.HttpConnectionManager) (*listenerv3.FilterChain, error) {
+	packed, err := Any(hcm)
+	if err != nil {
+		return nil, err
+	}
+	return &listenerv3.FilterChain{
+		Name: name,
+		Filters: []*listenerv3.Filter{{
+			Name:       "envoy.filters.network.http_connection_manager",
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed},
+		}},
+	}, nil
+}
+
+// HTTPSChain is the filter chain of one HTTPS listener: chosen by SNI (no serverNames = any, also none), terminating TLS with the
+// certificates that SDS gives under the secret names.
+func HTTPSChain(name string, serverNames, secrets []string, hcm *hcmv3.HttpConnectionManager) (*listenerv3.FilterChain, error) {
+	chain, err := HTTPChain(name, hcm)
+	if err != nil {
+		return nil, err
+	}
+	tls, err := Any(DownstreamTLS(secrets))
+	if err != nil {
+		return nil, err
+	}
+	if len(serverNames) > 0 {
+		chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: serverNames}
+	}
+	chain.TransportSocket = &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: tls},
+	}
+	return chain, nil
+}
+
+// DownstreamTLS terminates TLS 1.2 and later with certificates from SDS, offering HTTP/2 first.
+func DownstreamTLS(secrets []string) *tlsv3.DownstreamTlsContext {
+	common := &tlsv3.CommonTlsContext{
+		AlpnProtocols: []string{"h2", "http/1.1"},
+		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+	}
+	for _, s := range secrets {
+		common.TlsCertificateSdsSecretConfigs = append(common.TlsCertificateSdsSecretConfigs, &tlsv3.SdsSecretConfig{Name: s, SdsConfig: ads()})
+	}
+	return &tlsv3.DownstreamTlsContext{CommonTlsContext: common}
+}
+
+// HTTPConnectionManager routes by the named RouteConfiguration from RDS. Its bytes are constant for given arguments: all that routes
+// need is either in here from the start (cors, websocket) or set for each route. accessLog is a file, "/dev/stdout", or "" for none.
+func HTTPConnectionManager(statPrefix, routeConfig, accessLog string) (*hcmv3.HttpConnectionManager, error) {
+	filters, err := httpFilters()
+	if err != nil {
+		return nil, err
+	}
+	logs, err := accessLogs(accessLog)
+	if err != nil {
+		return nil, err
+	}
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix: statPrefix,
+		CodecType:  hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			ConfigSource:    ads(),
+			RouteConfigName: routeConfig,
+		}},
+		HttpFilters:                  filters,
+		AccessLog:                    logs,
+		UseRemoteAddress:             wrapperspb.Bool(true), // we are the edge: what a client says of its address is not believed
+		NormalizePath:                wrapperspb.Bool(true),
+		MergeSlashes:                 true,
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_UNESCAPE_AND_REDIRECT,
+		UpgradeConfigs:               []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		StripTrailingHostDot:         true,
+	}, nil
+}
+
+func httpFilters() ([]*hcmv3.HttpFilter, error) {
+	var out []*hcmv3.HttpFilter
+	for _, f := range []struct {
+		name   string
+		config proto.Message
+	}{
+		{"envoy.filters.http.cors", &corsv3.Cors{}},
+		{"envoy.filters.http.router", &routerv3.Router{}},
+	} {
+		packed, err := Any(f.config)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &hcmv3.HttpFilter{Name: f.name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}})
+	}
+	return out, nil
+}
+
+// accessLogs uses the stream logger for standard output: opening /dev/stdout as a file fails where it is a socket or belongs to another user.
+func accessLogs(path string) ([]*accesslogv3.AccessLog, error) {
+	if path == "" {
+		return nil, nil
+	}
+	format := &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
+		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: accessFormat}},
+	}}
+	name, config := "envoy.access_loggers.file", proto.Message(&fileaccessv3.FileAccessLog{
+		Path:            path,
+		AccessLogFormat: &fileaccessv3.FileAccessLog_LogFormat{LogFormat: format},
+	})
+	if path == "/dev/stdout" {
+		name, config = "envoy.access_loggers.stdout", &streamaccessv3.StdoutAccessLog{
+			AccessLogFormat: &streamaccessv3.StdoutAccessLog_LogFormat{LogFormat: format},
+		}
+	}
+	packed, err := Any(config)
+	if err != nil {
+		return nil, err
+	}
+	return []*accesslogv3.AccessLog{{Name: name, ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: packed}}}, nil
+}

@@ -1,0 +1,56 @@
+package envoy
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// TestRealEnvoyAccepts lets the real binary check what the constructors make; it is skipped where there is none.
+func TestRealEnvoyAccepts(t *testing.T) {
+	binary := os.Getenv("FLEETGATE_ENVOY")
+	if binary == "" {
+		binary, _ = exec.LookPath("envoy")
+	}
+	if binary == "" {
+		t.Skip("no envoy on PATH and no FLEETGATE_ENVOY")
+	}
+	hcm := must(HTTPConnectionManager("p", "rc", "/dev/stdout"))(t)
+	chain := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, hcm))(t)
+	fallback := must(HTTPSChain("any", nil, []string{"s"}, hcm))(t)
+	b := &bootstrapv3.Bootstrap{
+		Node: &corev3.Node{Id: "n", Cluster: "c"},
+		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{AdsConfig: &corev3.ApiConfigSource{
+			ApiType:             corev3.ApiConfigSource_DELTA_GRPC,
+			TransportApiVersion: corev3.ApiVersion_V3,
+			GrpcServices: []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+				EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: "xds"},
+			}}},
+		}},
+		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
+			Listeners: []*listenerv3.Listener{
+				must(Listener("plain", "", 10080, false, nil, must(HTTPChain("http", hcm))(t)))(t),
+				must(Listener("tls", "127.0.0.1", 10443, true, []*listenerv3.FilterChain{chain}, fallback))(t),
+			},
+			Clusters: []*clusterv3.Cluster{
+				must(Cluster("auto", false))(t), must(Cluster("h2", true))(t),
+				{Name: "xds", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+					LoadAssignment: LoadAssignment("xds", []Endpoint{{"127.0.0.1", 1}}), TypedExtensionProtocolOptions: must(Cluster("h2", true))(t).TypedExtensionProtocolOptions},
+			},
+		},
+	}
+	file := filepath.Join(t.TempDir(), "bootstrap.json")
+	if err := os.WriteFile(file, must(protojson.Marshal(b))(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(binary, "--mode", "validate", "--disable-hot-restart", "-l", "warn", "-c", file).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
