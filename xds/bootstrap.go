@@ -1,0 +1,147 @@
+package xds
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"strconv"
+)
+
+// BootstrapConfig is what an Envoy must know before it has asked anybody.
+type BootstrapConfig struct {
+	ProxyID      string // node.id, for people who read logs: identity is the certificate's
+	FleetCluster string // node.cluster, likewise
+	// XDSAddresses are host:port of the replicas: one cluster, all of them endpoints, round robin; a connection that breaks is made again elsewhere.
+	XDSAddresses []string
+	// AdminPath is a unix socket for the admin interface; where it is empty, AdminPort on 127.0.0.1 is (0 = no admin interface).
+	AdminPath string
+	AdminPort int
+	// CertFile, KeyFile and CAFile are PEM files; without a CertFile the connection is plain, which no replica accepts outside tests.
+	CertFile, KeyFile, CAFile string
+	// ServerName is the DNS name that the replicas' certificates must carry, and the SNI that is sent.
+	ServerName string
+}
+
+// object is a JSON object of a bootstrap. It is written by hand, not through the protos, because it is small, and is to be read by people.
+type object = map[string]any
+
+const (
+	typeHTTPOptions = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	typeUpstreamTLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+)
+
+// Bootstrap gives the bootstrap file (JSON, which is YAML too) of an Envoy that takes all of its configuration over delta ADS. LDS and CDS wait for
+// ever for their first answer: an Envoy that starts while no replica answers is not ready, rather than ready and empty.
+func Bootstrap(c BootstrapConfig) ([]byte, error) {
+	cluster, err := xdsCluster(c)
+	if err != nil {
+		return nil, fmt.Errorf("bootstrap of proxy %q: %w", c.ProxyID, err)
+	}
+	out := object{
+		"node":                  object{"id": c.ProxyID, "cluster": c.FleetCluster},
+		"dynamic_resources":     dynamicResources(),
+		"static_resources":      object{"clusters": []any{cluster}},
+		"deferred_stat_options": object{"enable_deferred_creation_stats": true},
+	}
+	if admin := adminAddress(c); admin != nil {
+		out["admin"] = object{"address": admin}
+	}
+	return json.MarshalIndent(out, "", "  ")
+}
+
+func dynamicResources() object {
+	source := object{"ads": object{}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+	return object{
+		"lds_config": source,
+		"cds_config": source,
+		"ads_config": object{
+			"api_type": "DELTA_GRPC", "transport_api_version": "V3", "set_node_on_first_message_only": true,
+			"grpc_services": []any{object{"envoy_grpc": object{
+				"cluster_name": "xds",
+				// The default backs off up to 30 s: that long a healthy replica would stand by while a proxy waits.
+				"retry_policy": object{"retry_back_off": object{"base_interval": "0.2s", "max_interval": "2s"}},
+			}}},
+		},
+	}
+}
+
+func adminAddress(c BootstrapConfig) object {
+	switch {
+	case c.AdminPath != "":
+		return object{"pipe": object{"path": c.AdminPath, "mode": 0o600}}
+	case c.AdminPort != 0:
+		return socket("127.0.0.1", c.AdminPort)
+	default:
+		return nil
+	}
+}
+
+func socket(host string, port int) object {
+	return object{"socket_address": object{"address": host, "port_value": port}}
+}
+
+func xdsCluster(c BootstrapConfig) (object, error) {
+	endpoints, static, err := xdsEndpoints(c.XDSAddresses)
+	if err != nil {
+		return nil, err
+	}
+	kind := "STRICT_DNS"
+	if static {
+		kind = "STATIC"
+	}
+	out := object{
+		"name": "xds", "type": kind, "connect_timeout": "1s", "lb_policy": "ROUND_ROBIN",
+		"load_assignment": object{"cluster_name": "xds", "endpoints": []any{object{"lb_endpoints": endpoints}}},
+		"typed_extension_protocol_options": object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": object{
+			"@type": typeHTTPOptions,
+			"explicit_http_config": object{"http2_protocol_options": object{
+				"connection_keepalive": object{"interval": "30s", "timeout": "5s"},
+			}},
+		}},
+	}
+	if c.CertFile != "" {
+		out["transport_socket"] = tlsSocket(c)
+	}
+	return out, nil
+}
+
+// xdsEndpoints also tells whether all addresses are IP addresses.
+func xdsEndpoints(addresses []string) (endpoints []any, static bool, err error) {
+	if len(addresses) == 0 {
+		return nil, false, fmt.Errorf("no xDS address: give at least one host:port of a replica")
+	}
+	static = true
+	for _, a := range addresses {
+		host, text, err := net.SplitHostPort(a)
+		if err != nil {
+			return nil, false, fmt.Errorf("xDS address %q: %w: write it as host:port", a, err)
+		}
+		port, err := strconv.ParseUint(text, 10, 16)
+		if err != nil || port == 0 {
+			return nil, false, fmt.Errorf("xDS address %q: port %q is no number from 1 to 65535", a, text)
+		}
+		static = static && net.ParseIP(host) != nil
+		endpoints = append(endpoints, object{"endpoint": object{"address": socket(host, int(port))}})
+	}
+	return endpoints, static, nil
+}
+
+func tlsSocket(c BootstrapConfig) object {
+	validation := object{"trusted_ca": object{"filename": c.CAFile}}
+	if c.ServerName != "" {
+		validation["match_typed_subject_alt_names"] = []any{object{"san_type": "DNS", "matcher": object{"exact": c.ServerName}}}
+	}
+	context := object{
+		"@type": typeUpstreamTLS,
+		"common_tls_context": object{
+			"tls_params":         object{"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+			"tls_certificates":   []any{object{"certificate_chain": object{"filename": c.CertFile}, "private_key": object{"filename": c.KeyFile}}},
+			"validation_context": validation,
+			"alpn_protocols":     []any{"h2"},
+		},
+	}
+	if c.ServerName != "" {
+		context["sni"] = c.ServerName
+	}
+	return object{"name": "envoy.transport_sockets.tls", "typed_config": context}
+}
