@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+)
+
+// listFlags are the flags of every list command.
+type listFlags struct {
+	format, namespace, cluster string
+}
+
+func (f *listFlags) add(cmd *cobra.Command, formats string) {
+	cmd.Flags().StringVarP(&f.format, "output", "o", "", "format: "+formats)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(strings.Split(formats, ", "), cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (f *listFlags) addFilters(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "", "only this namespace (default: all)")
+	cmd.Flags().StringVar(&f.cluster, "cluster", "", "only this member cluster (default: all)")
+}
+
+// wants tells whether an object passes the filters.
+func (f *listFlags) wants(cluster, namespace string) bool {
+	return (f.cluster == "" || f.cluster == cluster) && (f.namespace == "" || f.namespace == namespace)
+}
+
+// table is rows of cells; wide cells are only shown by -o wide.
+type table struct {
+	head, wideHead []string
+	rows, wideRows [][]string
+}
+
+func (t *table) add(cells []string, wide ...string) {
+	t.rows = append(t.rows, cells)
+	t.wideRows = append(t.wideRows, wide)
+}
+
+// write prints the table as kubectl does: no borders, three spaces between columns.
+func (t *table) write(w io.Writer, wide bool) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	line := func(cells, more []string) {
+		if wide {
+			cells = append(append([]string(nil), cells...), more...)
+		}
+		_, _ = fmt.Fprintln(tw, strings.Join(cells, "\t"))
+	}
+	line(t.head, t.wideHead)
+	for i, row := range t.rows {
+		line(row, t.wideRows[i])
+	}
+	return tw.Flush()
+}
+
+// printList writes data as JSON or YAML, or the table.
+func printList(w io.Writer, format string, data any, t *table, none string) error {
+	switch format {
+	case "json":
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(data)
+	case "yaml":
+		b, err := yaml.Marshal(data)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(b)
+		return err
+	case "", "wide":
+		if len(t.rows) == 0 {
+			_, err := fmt.Fprintln(w, none)
+			return err
+		}
+		return t.write(w, format == "wide")
+	default:
+		return usageError{fmt.Errorf("-o %s: want json, yaml, wide, or nothing for a table", format)}
+	}
+}
+
+// age is how kubectl prints a duration: two units at most, the coarser the older.
+func age(now time.Time, unix int64) string {
+	if unix == 0 {
+		return "<unknown>"
+	}
+	d := now.Sub(time.Unix(unix, 0))
+	if d < 0 {
+		d = 0
+	}
+	s, m, h := int(d.Seconds()), int(d.Minutes()), int(d.Hours())
+	switch {
+	case s < 120:
+		return fmt.Sprintf("%ds", s)
+	case m < 10:
+		return withRest(m, "m", s%60, "s")
+	case m < 180:
+		return fmt.Sprintf("%dm", m)
+	case h < 8:
+		return withRest(h, "h", m%60, "m")
+	case h < 48:
+		return fmt.Sprintf("%dh", h)
+	case h < 192:
+		return withRest(h/24, "d", h%24, "h")
+	default:
+		return fmt.Sprintf("%dd", h/24)
+	}
+}
+
+func withRest(n int, unit string, rest int, restUnit string) string {
+	if rest == 0 {
+		return fmt.Sprintf("%d%s", n, unit)
+	}
+	return fmt.Sprintf("%d%s%d%s", n, unit, rest, restUnit)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "<none>"
+	}
+	return s
+}
+
+// condition finds a condition by type.
+func condition(list []conditionView, typ string) conditionView {
+	for _, c := range list {
+		if c.Type == typ {
+			return c
+		}
+	}
+	return conditionView{Type: typ, Status: "Unknown"}
+}
