@@ -1,0 +1,198 @@
+package xds
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// findEnvoy finds the real Envoy: FLEETGATE_ENVOY, PATH, or the repository's cache.
+func findEnvoy(t *testing.T) string {
+	if p := os.Getenv("FLEETGATE_ENVOY"); p != "" {
+		return p
+	}
+	if p, err := exec.LookPath("envoy"); err == nil {
+		return p
+	}
+	p, err := filepath.Abs(filepath.Join("..", ".cache", "envoy", "envoy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(p); err != nil {
+		t.Fatal("no Envoy: run `make .cache/envoy`, or name one in FLEETGATE_ENVOY")
+	}
+	return p
+}
+
+// envoy is a running Envoy with its admin socket.
+type envoy struct {
+	t     *testing.T
+	admin *http.Client
+	log   *bytes.Buffer
+}
+
+func startEnvoy(t *testing.T, w *world, a *authority, id Identity) *envoy {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "xds") // a unix socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.issue("proxy", nil, id.URI())
+	sock := filepath.Join(dir, "admin")
+	b, err := Bootstrap(BootstrapConfig{ProxyID: id.Proxy, FleetCluster: id.Fleet(), XDSAddresses: []string{w.addr}, AdminPath: sock,
+		CertFile: filepath.Join(a.dir, "proxy.crt"), KeyFile: filepath.Join(a.dir, "proxy.key"), CAFile: a.caFile(), ServerName: "xds.fleetgate"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "bootstrap.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := &envoy{t: t, log: &bytes.Buffer{}}
+	cmd := exec.Command(findEnvoy(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
+	cmd.Stdout, cmd.Stderr = e.log, e.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = os.RemoveAll(dir)
+		if t.Failed() {
+			t.Logf("Envoy says:\n%s", e.log)
+		}
+	})
+	e.admin = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", sock)
+	}}}
+	return e
+}
+
+func freePort(t *testing.T) uint32 {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return uint32(l.Addr().(*net.TCPAddr).Port)
+}
+
+func backend(t *testing.T, body string) uint32 {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) }))
+	t.Cleanup(s.Close)
+	return uint32(s.Listener.Addr().(*net.TCPAddr).Port)
+}
+
+func get(t *testing.T, port uint32) (int, string) {
+	t.Helper()
+	c := http.Client{Timeout: 5 * time.Second}
+	resp, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// TestRealEnvoy goes the whole way over mutual TLS: traffic, a change, a rejected listener beside good changes, a swap of clusters under load.
+func TestRealEnvoy(t *testing.T) {
+	a := newAuthority(t)
+	w := newWorld(t, Config{Gate: true}, a.serverTLS())
+	id := Identity{Cluster: "c", Namespace: "ns", Gateway: "gw", Proxy: "pod-1"}
+	one, two, port := backend(t, "one"), backend(t, "two"), freePort(t)
+	w.apply(7, clusterOf("a", "1"), endpointsOf("a", "1", one), listenerOf("l", "1", "rc", port), routeOf("rc", "1", "a"))
+	startEnvoy(t, w, a, id)
+
+	w.await("pod-1", "the first configuration", func(r Report) bool { return r.Acked == 7 })
+	if code, body := get(t, port); code != 200 || body != "one" {
+		t.Fatalf("got %d %q", code, body)
+	}
+	w.apply(8, clusterOf("b", "1"), endpointsOf("b", "1", two), routeOf("rc", "2", "b"), gone(Cluster, "a"), gone(Endpoints, "a"))
+	w.await("pod-1", "the swap of clusters", func(r Report) bool { return r.Acked == 8 })
+	if code, body := get(t, port); code != 200 || body != "two" {
+		t.Fatalf("after the swap: %d %q", code, body)
+	}
+
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	bad := uint32(taken.Addr().(*net.TCPAddr).Port)
+	good := freePort(t)
+	w.apply(9, listenerOf("bad", "1", "rc", bad), listenerOf("good", "1", "rc", good))
+	r := w.await("pod-1", "the rejection", func(r Report) bool { return len(r.Rejected) == 1 && r.Acked == 9 })
+	if got := r.Rejected[0]; got.Name != "bad" || got.Version != "1" || !strings.Contains(got.Message, "bind") || got.Parts["bad"] != "1" {
+		t.Fatalf("rejected %+v", got)
+	}
+	if code, _ := get(t, good); code != 200 {
+		t.Fatalf("the good listener beside the bad one answers %d", code)
+	}
+	w.apply(10, gone(Listener, "bad"), endpointsOf("b", "2", one))
+	w.await("pod-1", "the withdrawal", func(r Report) bool { return len(r.Rejected) == 0 && r.Acked == 10 })
+	swapUnderLoad(t, w, port, one, two)
+}
+
+// swapUnderLoad replaces the cluster again and again while requests run; not one may fail.
+func swapUnderLoad(t *testing.T, w *world, port, one, two uint32) {
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- load(port, stop) }()
+	last := "b"
+	for i := range 50 {
+		next := fmt.Sprintf("c%d", i)
+		index := uint64(11 + i)
+		w.apply(index, clusterOf(next, "1"), endpointsOf(next, "1", []uint32{one, two}[i%2]), routeOf("rc", next, next), gone(Cluster, last), gone(Endpoints, last))
+		w.await("pod-1", next, func(r Report) bool { return r.Acked >= index })
+		last = next
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func load(port uint32, stop <-chan struct{}) error {
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+		if err != nil {
+			return err
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 {
+			return fmt.Errorf("request %d answered %d", n, resp.StatusCode)
+		}
+	}
+}
+
+// TestRealEnvoyWithoutClusters starts with a listener and nothing behind it: an unanswered CDS would keep it from ever listening.
+func TestRealEnvoyWithoutClusters(t *testing.T) {
+	a := newAuthority(t)
+	w := newWorld(t, Config{Gate: true}, a.serverTLS())
+	port := freePort(t)
+	w.apply(3, listenerOf("l", "1", "rc", port), routeOf("rc", "1"))
+	startEnvoy(t, w, a, Identity{Cluster: "c", Namespace: "ns", Gateway: "gw", Proxy: "pod-1"})
+	w.await("pod-1", "the first configuration", func(r Report) bool { return r.Acked == 3 })
+	if code, _ := get(t, port); code != 404 {
+		t.Fatalf("got %d", code)
+	}
+}
