@@ -1,4 +1,10 @@
 // Package assemble is the pure function from committed records to what fleets run and what status says (D1).
+//
+// Attachment, hostname intersection, listener isolation, precedence and conflicts are decided here and nowhere else, from records
+// alone: no clock, no ACK, no Kubernetes object, and no Envoy proto is ever parsed. Every replica calls it with the same committed
+// changes and gets the same bytes and the same conditions, so no two replicas can disagree about who serves a request. It is
+// incremental (a changed route redoes that route and the virtual hosts that it is in) and yet depends only on the set of records: the
+// tests hold every Apply against a State that was given all records at once.
 package assemble
 
 import (
@@ -67,7 +73,8 @@ type GatewayStatus struct {
 	Object     record.Object
 	Class      string
 	Index      uint64 // highest index that its own listeners depend on: gateway record, secrets; never routes
-	Valid      bool   // at least one listener can be programmed
+	Valid      bool   // at least one listener can be programmed, and nothing keeps the Gateway as a whole from being accepted
+	Pending    string // why the newest content is not live, "" = it is; all else here speaks of what is live
 	Conditions []metav1.Condition
 	Listeners  []gatewayv1.ListenerStatus
 	Ports      []int32
@@ -83,6 +90,15 @@ type RouteStatus struct {
 	Index     uint64 // index at which its live content was written or went live
 	Pending   string // why the newest content is not live yet, "" = it is
 	Parents   []ParentStatus
+	// MissingParents are the Gateways that parentRefs name and that do not exist, as "namespace/name": no controller can report these in a status.
+	MissingParents []string
+}
+
+// ClassStatus is what committed records say of a GatewayClass of ours.
+type ClassStatus struct {
+	Object     record.Object
+	Controller string
+	Conditions []metav1.Condition // Accepted
 }
 
 // ParentStatus is one parentRef of a route whose Gateway is ours.

@@ -1,0 +1,186 @@
+package assemble
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// fleet is what the proxies of one Gateway run.
+type fleet struct {
+	key       record.Key
+	name      string
+	gateway   *gateway // nil = not ours any more
+	resources map[resourceKey]Resource
+}
+
+type resourceKey struct {
+	Type ResourceType
+	Name string
+}
+
+// dirt is what one Apply touched of a fleet.
+type dirt struct {
+	all      bool // the Gateway was made anew
+	backends map[record.Key]bool
+}
+
+// refresh brings the resources of a fleet up to date and gives those that changed, sorted.
+func (f *fleet) refresh(d *dirt, s *State) []Resource {
+	var out []Resource
+	if d.all {
+		out = f.replace(f.desired(s))
+	} else {
+		for _, c := range f.gateway.configs {
+			if c.touchedBy(d.backends) {
+				out = append(out, f.put(f.flushed(c, s))...)
+			}
+		}
+		for k := range d.backends {
+			out = append(out, f.refreshBackend(k, s)...)
+		}
+	}
+	slices.SortFunc(out, compareResources)
+	return out
+}
+
+func compareResources(a, b Resource) int {
+	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name))
+}
+
+// touchedBy tells whether a configuration has to be made anew, also since a cluster that it names came or went.
+func (c *config) touchedBy(backends map[record.Key]bool) bool {
+	for k := range backends {
+		c.usesDirty = c.usesDirty || c.backends[k] > 0
+	}
+	return c.dirty()
+}
+
+func (f *fleet) flushed(c *config, s *State) Resource {
+	if c.dirty() {
+		c.flush(s.cluster)
+	}
+	return c.resource
+}
+
+// desired is all that the fleet should run.
+func (f *fleet) desired(s *State) map[resourceKey]Resource {
+	out := map[resourceKey]Resource{}
+	put := func(r Resource) { out[resourceKey{r.Type, r.Name}] = r }
+	for _, r := range f.gateway.ports {
+		put(r)
+	}
+	for _, k := range f.gateway.secrets {
+		if r, ok := s.secret(k); ok {
+			put(r)
+		}
+	}
+	for _, c := range f.gateway.configs {
+		put(f.flushed(c, s))
+		for k := range c.backends {
+			for _, r := range s.backend(k) {
+				put(r)
+			}
+		}
+	}
+	return out
+}
+
+// replace makes the resources those given.
+func (f *fleet) replace(want map[resourceKey]Resource) []Resource {
+	var out []Resource
+	for k := range f.resources {
+		if _, ok := want[k]; !ok {
+			out = append(out, f.remove(k)...)
+		}
+	}
+	for _, r := range want {
+		out = append(out, f.put(r)...)
+	}
+	return out
+}
+
+// refreshBackend serves the cluster and the endpoints of a backend, or removes them.
+func (f *fleet) refreshBackend(k record.Key, s *State) []Resource {
+	var out []Resource
+	var want []Resource
+	if f.gateway.uses(k) {
+		want = s.backend(k)
+	}
+	for _, r := range want {
+		out = append(out, f.put(r)...)
+	}
+	for _, t := range []ResourceType{TypeCluster, TypeEndpoints} {
+		if !slices.ContainsFunc(want, func(r Resource) bool { return r.Type == t }) {
+			out = append(out, f.remove(resourceKey{t, record.ClusterName(k)})...)
+		}
+	}
+	return out
+}
+
+// put keeps a resource and gives it where it differs in anything from what was there.
+func (f *fleet) put(r Resource) []Resource {
+	k := resourceKey{r.Type, r.Name}
+	old, ok := f.resources[k]
+	if ok && old.Version == r.Version && old.Index == r.Index && slices.Equal(old.Uses, r.Uses) && maps.Equal(old.Parts, r.Parts) {
+		return nil
+	}
+	f.resources[k] = r
+	return []Resource{r}
+}
+
+func (f *fleet) remove(k resourceKey) []Resource {
+	if _, ok := f.resources[k]; !ok {
+		return nil
+	}
+	delete(f.resources, k)
+	return []Resource{{Type: k.Type, Name: k.Name}}
+}
+
+// cluster names the Envoy cluster of a backend that is served.
+func (s *State) cluster(k record.Key) (string, bool) {
+	b := as[record.Backend](s.entries[k])
+	return record.ClusterName(k), b != nil && !b.Missing
+}
+
+// backend gives a backend's cluster with its endpoints; nothing where the Service is missing: requests then answer 500, as their routes say.
+func (s *State) backend(k record.Key) []Resource {
+	name, ok := s.cluster(k)
+	if !ok {
+		return nil
+	}
+	e := s.entries[k]
+	out := []Resource{s.resource(TypeCluster, name, e, as[record.Backend](e).Bytes)}
+	if e := s.entries[endpointsKey(k)]; as[record.Endpoints](e) != nil {
+		out = append(out, s.resource(TypeEndpoints, name, e, as[record.Endpoints](e).Bytes))
+	}
+	return out
+}
+
+func (s *State) secret(k record.Key) (Resource, bool) {
+	e := s.entries[k]
+	v := as[record.Secret](e)
+	if v == nil || v.Problem != nil {
+		return Resource{}, false
+	}
+	r := s.resource(TypeSecret, v.Name, e, v.Sealed)
+	r.Version = v.Version
+	return r, true
+}
+
+// resource is a resource made of one record.
+func (s *State) resource(t ResourceType, name string, e *entry, bytes []byte) Resource {
+	return Resource{Type: t, Name: name, Version: record.Hash(bytes), Bytes: bytes, Index: e.live.Index, Parts: map[string]string{PartID(e.key): e.live.Hash}}
+}
+
+func endpointsKey(backend record.Key) record.Key {
+	backend.Kind = record.KindEndpoints
+	return backend
+}
+
+func backendKey(endpoints record.Key) record.Key {
+	endpoints.Kind = record.KindBackend
+	return endpoints
+}

@@ -1,0 +1,215 @@
+package assemble
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/envoy"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// gateway is a Gateway of one of our classes with what its fleet is to run.
+type gateway struct {
+	key       record.Key
+	fleet     string
+	live      live
+	record    *record.Gateway
+	class     string // the class's controller name
+	index     uint64 // highest of its record and its secrets
+	listeners []*listener
+	ports     []Resource         // Envoy listeners
+	secrets   []record.Key       // of served listeners, sorted
+	configs   map[string]*config // by name
+	counts    []int32            // attached routes of each listener
+}
+
+// newGateway makes a Gateway without routes. A listener that Envoy's own rules refuse is not served and says so.
+func newGateway(k record.Key, l live, controller string, s *State) *gateway {
+	r, _ := l.value.(*record.Gateway)
+	g := &gateway{
+		key:      k,
+		fleet:    record.FleetName(k.Cluster, k.Namespace, k.Name),
+		live:     l,
+		record:   r,
+		class:    controller,
+		configs:  map[string]*config{},
+		counts:   make([]int32, len(r.Listeners)),
+	}
+	g.listeners = listenersOf(r, func(k record.Key) *record.Secret { return as[record.Secret](s.entries[k]) })
+	g.index = l.Index
+	for _, k := range g.secretKeys() {
+		if e := s.entries[k]; e != nil && e.live.decoded != nil {
+			g.index = max(g.index, e.live.Index)
+		}
+	}
+	g.buildPorts(s.config)
+	for _, l := range g.listeners {
+		if l.served() {
+			l.config = g.configOf(l)
+			g.secrets = append(g.secrets, l.secretKeys()...)
+		}
+	}
+	slices.SortFunc(g.secrets, compareKeys)
+	g.secrets = slices.Compact(g.secrets)
+	return g
+}
+
+func (g *gateway) secretKeys() []record.Key {
+	var out []record.Key
+	for _, l := range g.listeners {
+		out = append(out, l.secretKeys()...)
+	}
+	return out
+}
+
+// secretKeys are the certificates of a listener that terminates TLS.
+func (l *listener) secretKeys() []record.Key {
+	if l.Protocol != protocolHTTPS {
+		return nil
+	}
+	return l.SecretKeys
+}
+
+func (g *gateway) configOf(l *listener) *config {
+	name := configName(g.fleet, l)
+	c := g.configs[name]
+	if c == nil {
+		c = newConfig(name, variantKey(l), statuses(g.listeners, l), g.live, PartID(g.key))
+		g.configs[name] = c
+	}
+	return c
+}
+
+// sameShape tells whether what routes attach to is the same.
+func (g *gateway) sameShape(h *gateway) bool {
+	return g.live.decoded == h.live.decoded && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool { return a.served() == b.served() })
+}
+
+// renew takes over what may differ in a Gateway of the same shape.
+func (g *gateway) renew(h *gateway) {
+	g.live, g.class, g.index, g.ports, g.secrets = h.live, h.class, h.index, h.ports, h.secrets
+	for i, l := range g.listeners {
+		l.problems, l.blocked = h.listeners[i].problems, h.listeners[i].blocked
+	}
+}
+
+// buildPorts makes an Envoy listener for each port that has a listener to serve.
+func (g *gateway) buildPorts(c Config) {
+	byPort := map[int32][]*listener{}
+	for _, l := range g.listeners {
+		if l.served() {
+			byPort[l.Port] = append(byPort[l.Port], l)
+		}
+	}
+	for _, port := range slices.Sorted(maps.Keys(byPort)) {
+		r, err := g.buildPort(c, port, byPort[port])
+		if err != nil {
+			refuse(byPort[port], err)
+			continue
+		}
+		g.ports = append(g.ports, r)
+	}
+}
+
+func refuse(listeners []*listener, err error) {
+	for _, l := range listeners {
+		l.problems = append(l.problems, record.Problem{
+			Condition: string(gatewayv1.ListenerConditionAccepted),
+			Reason:    string(gatewayv1.ListenerReasonUnsupportedValue),
+			Message:   fmt.Sprintf("Envoy would reject it (%v); change the listener", err),
+			Rule:      -1,
+		})
+		l.blocked = l.obstacle()
+	}
+}
+
+// buildPort makes the Envoy listener of a port, whose bytes are constant but for the chains of TLS (D17).
+func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resource, error) {
+	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: map[string]string{PartID(g.key): g.live.Hash}}
+	listeners = slices.SortedFunc(slices.Values(listeners), func(a, b *listener) int { return cmp.Compare(a.Name, b.Name) })
+	secure := listeners[0].Protocol == protocolHTTPS
+	var chains []*listenerv3.FilterChain
+	for _, l := range listeners {
+		out.Uses = append(out.Uses, configName(g.fleet, l))
+		out.Uses = append(out.Uses, l.secretNames()...)
+		if !secure && len(chains) > 0 {
+			continue // plaintext listeners share the chain
+		}
+		chain, err := g.chain(c, l)
+		if err != nil {
+			return out, err
+		}
+		chains = append(chains, chain)
+	}
+	slices.Sort(out.Uses)
+	out.Uses = slices.Compact(out.Uses)
+	m, err := envoy.Listener(out.Name, c.ListenAddress, port, secure, chains, nil)
+	if err != nil {
+		return out, err
+	}
+	out.Bytes, err = envoy.Marshal(m)
+	out.Version = record.Hash(out.Bytes)
+	return out, err
+}
+
+func (l *listener) secretNames() []string {
+	if l.Protocol != protocolHTTPS {
+		return nil
+	}
+	return l.Secrets
+}
+
+func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) {
+	hcm, err := envoy.HTTPConnectionManager(fmt.Sprintf("%s_%d", l.Protocol, l.Port), configName(g.fleet, l), c.AccessLog)
+	if err != nil {
+		return nil, err
+	}
+	if l.Protocol != protocolHTTPS {
+		return envoy.HTTPChain("http", hcm)
+	}
+	var names []string
+	if l.hostname != "" {
+		names = []string{l.hostname}
+	}
+	return envoy.HTTPSChain(l.Name, names, l.Secrets, hcm)
+}
+
+// place puts a route into the configurations that its bindings name and takes it out of the others. It gives the backends whose use by the Gateway changed.
+func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched []record.Key) {
+	by := map[*config][]binding{}
+	for _, b := range bindings {
+		by[b.config] = append(by[b.config], b)
+	}
+	for _, c := range g.configs {
+		var use *served
+		if len(by[c]) > 0 {
+			use = s
+		}
+		touched = append(touched, c.set(k, use, by[c])...)
+	}
+	return touched
+}
+
+// uses tells whether some configuration routes to a backend.
+func (g *gateway) uses(backend record.Key) bool {
+	for _, c := range g.configs {
+		if c.backends[backend] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func compareKeys(a, b record.Key) int {
+	return cmp.Or(
+		cmp.Compare(a.Cluster, b.Cluster),
+		cmp.Compare(a.Namespace, b.Namespace),
+		cmp.Compare(a.Kind, b.Kind),
+		cmp.Compare(a.Name, b.Name),
+	)
+}

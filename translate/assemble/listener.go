@@ -1,0 +1,231 @@
+package assemble
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+const (
+	protocolHTTP  = "HTTP"
+	protocolHTTPS = "HTTPS"
+)
+
+// listener is a listener of a Gateway with what its neighbours mean to it.
+type listener struct {
+	*record.Listener
+	index    int
+	hostname string
+	selector labels.Selector // of allowedRoutes, nil = selects nothing
+	problems []record.Problem
+	conflict *record.Problem // nil = distinct
+	overlaps bool            // an HTTPS listener of the port has a hostname that overlaps
+	blocked  string          // why it is not served, "" = it is
+	config   *config         // of the RouteConfiguration that it shares or has, nil where it is not served
+}
+
+func (l *listener) served() bool { return l.blocked == "" }
+
+// secretOf looks a certificate's record up: its live content or nil.
+type secretOf func(record.Key) *record.Secret
+
+// listenersOf decides for each listener of a Gateway whether it can be served and why not. It is pure.
+func listenersOf(g *record.Gateway, secret secretOf) []*listener {
+	out := make([]*listener, len(g.Listeners))
+	for i := range g.Listeners {
+		r := &g.Listeners[i]
+		l := &listener{Listener: r, index: i, hostname: anyHost(r.Hostname), problems: slices.Clone(r.Problems)}
+		if r.Allowed.From == string(gatewayv1.NamespacesFromSelector) {
+			l.selector = selectorOf(r.Allowed.Selector)
+		}
+		if r.Protocol != protocolHTTP && r.Protocol != protocolHTTPS && !l.has(string(gatewayv1.ListenerConditionAccepted)) {
+			l.problems = append(l.problems, unsupportedProtocol(r.Protocol))
+		}
+		l.problems = append(l.problems, certificateProblems(l, secret)...)
+		out[i] = l
+	}
+	findConflicts(out)
+	findOverlaps(out)
+	for _, l := range out {
+		l.blocked = l.obstacle()
+	}
+	return out
+}
+
+// selectorOf reads a selector in its canonical form; what cannot be read, and "", select nothing.
+func selectorOf(s string) labels.Selector {
+	if s == "" {
+		return nil
+	}
+	out, err := labels.Parse(s)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+func (l *listener) has(condition string) bool {
+	return slices.ContainsFunc(l.problems, func(p record.Problem) bool { return p.Condition == condition })
+}
+
+func unsupportedProtocol(protocol string) record.Problem {
+	return record.Problem{
+		Condition: string(gatewayv1.ListenerConditionAccepted),
+		Reason:    string(gatewayv1.ListenerReasonUnsupportedProtocol),
+		Message:   fmt.Sprintf("protocol %q is not served; use HTTP or HTTPS", protocol),
+		Rule:      -1,
+	}
+}
+
+// certificateProblems checks the certificates of an HTTPS listener, all of which must be there.
+func certificateProblems(l *listener, secret secretOf) []record.Problem {
+	if l.Protocol != protocolHTTPS || l.has(string(gatewayv1.ListenerConditionAccepted)) || l.has(string(gatewayv1.ListenerConditionResolvedRefs)) {
+		return nil
+	}
+	invalid := func(message string) record.Problem {
+		return record.Problem{
+			Condition: string(gatewayv1.ListenerConditionResolvedRefs),
+			Reason:    string(gatewayv1.ListenerReasonInvalidCertificateRef),
+			Message:   message,
+			Rule:      -1,
+		}
+	}
+	if len(l.SecretKeys) == 0 {
+		return []record.Problem{invalid("the listener names no certificate; add tls.certificateRefs")}
+	}
+	var out []record.Problem
+	for _, k := range l.SecretKeys {
+		s := secret(k)
+		switch {
+		case s == nil:
+			out = append(out, invalid(fmt.Sprintf("Secret %s/%s is not there; create it", k.Namespace, k.Name)))
+		case s.Problem != nil:
+			p := invalid(s.Problem.Message)
+			if s.Problem.Reason != "" {
+				p.Reason = s.Problem.Reason
+			}
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// findConflicts marks listeners that are not distinct. Gateway API v1.7: no conflicting listener wins, none of them is accepted.
+// Listeners of protocols that are not served take no part.
+func findConflicts(all []*listener) {
+	for _, a := range all {
+		if a.has(string(gatewayv1.ListenerConditionAccepted)) {
+			continue
+		}
+		for _, b := range all {
+			if a == b || a.Port != b.Port || b.has(string(gatewayv1.ListenerConditionAccepted)) {
+				continue
+			}
+			if p := conflict(a, b); p != nil && (a.conflict == nil || p.Reason == string(gatewayv1.ListenerReasonProtocolConflict)) {
+				a.conflict = p
+			}
+		}
+	}
+}
+
+func conflict(a, b *listener) *record.Problem {
+	p := &record.Problem{Condition: string(gatewayv1.ListenerConditionConflicted), Rule: -1}
+	switch {
+	case a.Protocol != b.Protocol:
+		p.Reason = string(gatewayv1.ListenerReasonProtocolConflict)
+		p.Message = fmt.Sprintf("listener %q has protocol %s on the same port %d; give one of them another port", b.Name, b.Protocol, a.Port)
+	case a.hostname == b.hostname:
+		p.Reason = string(gatewayv1.ListenerReasonHostnameConflict)
+		p.Message = fmt.Sprintf("listener %q has the same port %d and hostname %q; change one of them", b.Name, a.Port, domain(a.hostname))
+	default:
+		return nil
+	}
+	return p
+}
+
+// findOverlaps marks HTTPS listeners of one port whose hostnames overlap: a client may then reuse a connection for a host of the other (421).
+func findOverlaps(all []*listener) {
+	for _, a := range all {
+		for _, b := range all {
+			if a != b && a.Port == b.Port && a.Protocol == protocolHTTPS && b.Protocol == protocolHTTPS {
+				_, both := intersect(a.hostname, b.hostname)
+				a.overlaps = a.overlaps || both
+			}
+		}
+	}
+}
+
+// obstacle says why a listener is not served. Kinds that cannot be routed do not matter: the rest is served.
+func (l *listener) obstacle() string {
+	if l.conflict != nil {
+		return l.conflict.Message
+	}
+	for _, p := range l.problems {
+		switch p.Condition {
+		case string(gatewayv1.ListenerConditionAccepted):
+			return p.Message
+		case string(gatewayv1.ListenerConditionResolvedRefs):
+			if p.Reason != string(gatewayv1.ListenerReasonInvalidRouteKinds) {
+				return p.Message
+			}
+		}
+	}
+	return ""
+}
+
+// ownedByOther tells whether a more specific listener of the same port and protocol takes hostname h, which was attached to l (listener isolation).
+// Listeners without a certificate count, conflicted ones do not.
+func ownedByOther(all []*listener, l *listener, h string) bool {
+	return slices.ContainsFunc(all, func(m *listener) bool {
+		return neighbours(l, m) && moreSpecific(m.hostname, l.hostname) && covers(m.hostname, h)
+	})
+}
+
+// neighbours tells whether two listeners share a port.
+func neighbours(a, b *listener) bool {
+	return a != b && a.Port == b.Port && a.Protocol == b.Protocol && b.conflict == nil && !b.has(string(gatewayv1.ListenerConditionAccepted))
+}
+
+// statuses are the hosts of a listener's RouteConfiguration that no route is needed for: its own hostname answers 404 where no route matches, or it
+// would fall to a wider host; "*" closes the configuration. Of HTTPS, hosts of the port's other listeners answer 421
+// (GatewayHTTPSListenerDetectMisdirectedRequests): Envoy's precedence of domains is the spec's of listeners.
+func statuses(all []*listener, l *listener) map[string]uint32 {
+	out := map[string]uint32{"*": 404}
+	if l.Protocol == protocolHTTPS {
+		for _, m := range all {
+			if neighbours(l, m) {
+				out[domain(m.hostname)] = 421
+			}
+		}
+		out[domain(l.hostname)] = 404
+		return out
+	}
+	for _, m := range all {
+		if m == l || neighbours(l, m) {
+			out[domain(m.hostname)] = 404
+		}
+	}
+	return out
+}
+
+// configName names the RouteConfiguration of a listener: plaintext listeners of a port share one, each TLS chain has its own.
+func configName(fleet string, l *listener) string {
+	name := portName(fleet, l.Port)
+	if l.Protocol == protocolHTTPS {
+		name += "/" + record.Join(l.Name)
+	}
+	return name
+}
+
+// portName names the Envoy listener of a port; it is injective since the fleet's name has a fixed number of parts.
+func portName(fleet string, port int32) string { return fleet + "/" + strconv.Itoa(int(port)) }
+
+// variantKey is the key of record.Match.Variants that fits a listener.
+func variantKey(l *listener) string { return strings.ToLower(l.Protocol) + "/" + strconv.Itoa(int(l.Port)) }

@@ -1,0 +1,303 @@
+package assemble
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// TestIncrementalAgainstFull makes random edits and holds every step against a State that got all records at once.
+func TestIncrementalAgainstFull(t *testing.T) {
+	sequences := 2000
+	if testing.Short() {
+		sequences = 150
+	}
+	for seed := range sequences {
+		runSequence(t, uint64(seed))
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func runSequence(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	w := newWorld(t)
+	s := New(testConfig)
+	client := map[string]map[resourceKey]Resource{}
+	before := allStatuses(s)
+	for step := range 20 {
+		var batch []Change
+		for range 1 + r.IntN(4) {
+			batch = append(batch, randomEdit(r, w))
+		}
+		d := s.Apply(batch)
+		follow(client, d)
+		after := allStatuses(s)
+		told(t, before, after, d)
+		before = after
+		if step%4 == 3 {
+			full := New(testConfig)
+			full.Apply(shuffled(r, w.all()))
+			sameState(t, s, full)
+			sameClient(t, s, client)
+			sound(t, s)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func shuffled(r *rand.Rand, in []Change) []Change {
+	r.Shuffle(len(in), func(i, j int) { in[i], in[j] = in[j], in[i] })
+	return in
+}
+
+// follow keeps what a client of the deltas knows.
+func follow(client map[string]map[resourceKey]Resource, d Delta) {
+	for _, f := range d.Fleets {
+		if f.Gone {
+			delete(client, f.Fleet)
+			continue
+		}
+		if client[f.Fleet] == nil {
+			client[f.Fleet] = map[resourceKey]Resource{}
+		}
+		for _, r := range f.Resources {
+			if r.Bytes == nil {
+				delete(client[f.Fleet], resourceKey{r.Type, r.Name})
+			} else {
+				client[f.Fleet][resourceKey{r.Type, r.Name}] = r
+			}
+		}
+	}
+}
+
+func sameClient(t *testing.T, s *State, client map[string]map[resourceKey]Resource) {
+	t.Helper()
+	for _, name := range s.Fleets() {
+		got := map[resourceKey]Resource{}
+		for _, r := range s.Resources(name) {
+			got[resourceKey{r.Type, r.Name}] = r
+		}
+		want := client[name]
+		if want == nil {
+			want = map[resourceKey]Resource{}
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("fleet %s: the deltas do not add up to its resources (-deltas +resources):\n%s", name, d)
+		}
+	}
+	for name := range client {
+		if !slices.Contains(s.Fleets(), name) {
+			t.Errorf("fleet %s is gone and no delta said so", name)
+		}
+	}
+}
+
+// allStatuses gives every status by record.
+func allStatuses(s *State) map[record.Key]any {
+	out := map[record.Key]any{}
+	for k := range s.entries {
+		if v, ok := s.ClassStatus(k); ok {
+			out[k] = v
+		}
+	}
+	for _, k := range s.Gateways() {
+		out[k], _ = s.GatewayStatus(k)
+	}
+	for _, k := range s.Routes() {
+		out[k], _ = s.RouteStatus(k)
+	}
+	return out
+}
+
+// told holds that a changed status was announced.
+func told(t *testing.T, before, after map[record.Key]any, d Delta) {
+	t.Helper()
+	for _, m := range []map[record.Key]any{before, after} {
+		for k := range m {
+			if !slices.Contains(d.Status, k) && !cmp.Equal(before[k], after[k]) {
+				t.Errorf("the status of %v changed and was not announced:\n%s", k, cmp.Diff(before[k], after[k]))
+			}
+		}
+	}
+}
+
+func sameState(t *testing.T, got, want *State) {
+	t.Helper()
+	if d := cmp.Diff(want.Fleets(), got.Fleets()); d != "" {
+		t.Fatalf("fleets (-full +incremental):\n%s", d)
+	}
+	for _, f := range want.Fleets() {
+		if d := cmp.Diff(want.Resources(f), got.Resources(f)); d != "" {
+			t.Errorf("fleet %s (-full +incremental):\n%s", f, d)
+		}
+	}
+	if d := cmp.Diff(allStatuses(want), allStatuses(got)); d != "" {
+		t.Errorf("statuses (-full +incremental):\n%s", d)
+	}
+}
+
+// sound holds what Envoy needs: valid messages, and nothing named before it is served.
+func sound(t *testing.T, s *State) {
+	t.Helper()
+	for _, f := range s.Fleets() {
+		names := map[resourceKey]bool{}
+		for _, r := range s.Resources(f) {
+			names[resourceKey{r.Type, r.Name}] = true
+		}
+		for _, r := range s.Resources(f) {
+			switch r.Type {
+			case TypeRoute:
+				openConfig(t, r)
+				for _, u := range r.Uses {
+					if !names[resourceKey{TypeCluster, u}] {
+						t.Errorf("%s uses cluster %s, which is not served", r.Name, u)
+					}
+				}
+			case TypeListener:
+				l := &listenerv3.Listener{}
+				if err := proto.Unmarshal(r.Bytes, l); err != nil || l.ValidateAll() != nil {
+					t.Errorf("%s: %v %v", r.Name, err, l.ValidateAll())
+				}
+				for _, u := range r.Uses {
+					if !names[resourceKey{TypeRoute, u}] && !names[resourceKey{TypeSecret, u}] {
+						t.Errorf("%s names %s, which is not served", r.Name, u)
+					}
+				}
+			}
+		}
+	}
+}
+
+func pick[T any](r *rand.Rand, in ...T) T { return in[r.IntN(len(in))] }
+
+var (
+	randomNamespaces = []string{"infra", "a", "b"}
+	randomHosts      = []string{"", "*.com", "*.example.com", "foo.example.com", "bar.example.com", "*.foo.example.com", "x.foo.example.com", "other.org"}
+)
+
+// randomEdit writes, changes, pins or removes one record of any kind.
+func randomEdit(r *rand.Rand, w *world) Change {
+	k := randomKey(r)
+	_, there := w.last[k]
+	switch n := r.IntN(10); {
+	case there && n == 0:
+		return w.remove(k)
+	case there && n == 1:
+		return w.pin(k, pick(r, "", "", degradedSuffix))
+	case there && n < 6:
+		v, refs := randomValue(r, w, k)
+		return w.update(k, v, refs...)
+	}
+	v, refs := randomValue(r, w, k)
+	return w.put(k, v, refs...)
+}
+
+func randomKey(r *rand.Rand) record.Key {
+	ns := pick(r, randomNamespaces...)
+	switch r.IntN(12) {
+	case 0:
+		return classKey(pick(r, "one", "two"))
+	case 1, 2:
+		return gatewayKey(pick(r, "infra", "a"), "gw")
+	case 3:
+		return namespaceKey(ns)
+	case 4:
+		return serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+	case 5:
+		return endpointsKey(serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2")))
+	case 6:
+		return secretKey("infra", pick(r, "cert1", "cert2"))
+	}
+	return routeKey(ns, pick(r, "r1", "r2", "r3"))
+}
+
+func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
+	switch k.Kind {
+	case record.KindClass:
+		return class(k.Name, pick(r, ours, ours, ours, "other/controller")), nil
+	case record.KindGateway:
+		return randomGateway(r, k)
+	case record.KindNamespace:
+		return record.Namespace{Name: k.Name, Labels: pick(r, nil, map[string]string{"team": "x"}, map[string]string{"team": "y"})}, nil
+	case record.KindBackend:
+		b := backendRecord(k)
+		b.Missing = r.IntN(4) == 0
+		b.Bytes = append(b.Bytes, byte('0'+r.IntN(3)))
+		return b, nil
+	case record.KindEndpoints:
+		e := endpointsRecord(backendKey(k))
+		e.Bytes = append(e.Bytes, byte('0'+r.IntN(3)))
+		return e, nil
+	case record.KindSecret:
+		s := secretOK(k)
+		s.Version += pick(r, "", "2")
+		if r.IntN(4) == 0 {
+			s.Problem = &record.Problem{Condition: "ResolvedRefs", Reason: "InvalidCertificateRef", Message: "not a certificate"}
+		}
+		return s, nil
+	}
+	return randomRoute(r, w, k)
+}
+
+func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
+	g := gatewayRecord(k, pick(r, "one", "one", "two"))
+	var refs []record.Key
+	for i := range r.IntN(5) {
+		l := httpListener(fmt.Sprintf("l%d", i), pick(r, randomHosts...), pick[int32](r, 80, 80, 81))
+		if r.IntN(3) == 0 {
+			secret := secretKey("infra", pick(r, "cert1", "cert2"))
+			l = httpsListener(l.Name, l.Hostname, pick[int32](r, 443, 443, 443, 80), secret)
+			refs = append(refs, secret)
+		}
+		l.Allowed = pick(r, record.Allowed{From: "All"}, record.Allowed{From: "All"}, record.Allowed{From: "Same"}, record.Allowed{From: "Selector", Selector: "team=x"}, record.Allowed{From: "None"})
+		if r.IntN(8) == 0 {
+			l.Protocol = "TCP"
+		}
+		if r.IntN(6) == 0 {
+			l.Kinds = []string{"GRPCRoute"}
+		}
+		g.Listeners = append(g.Listeners, l)
+	}
+	return g, refs
+}
+
+func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
+	var hosts []string
+	for range r.IntN(3) {
+		if h := pick(r, randomHosts...); h != "" {
+			hosts = append(hosts, h)
+		}
+	}
+	parents := []record.Parent{}
+	for range 1 + r.IntN(2) {
+		p := parentOf(gatewayKey(pick(r, "infra", "a"), "gw"))
+		p.SectionName = pick(r, "", "", "l0", "l1", "nope")
+		p.Port = pick[int32](r, 0, 0, 80, 443)
+		parents = append(parents, p)
+	}
+	var rules []record.Rule
+	var refs []record.Key
+	for i := range 1 + r.IntN(2) {
+		b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+		refs = append(refs, refsOf(b)...)
+		rules = append(rules, rule(w.t, k, i, b, pick(r, "prefix /", "exact /a", "prefix /a", "header /", "method /a", "regex /a.*")))
+	}
+	out := routeRecord(k, hosts, parents, rules...)
+	out.Created = epoch.Add(time.Duration(r.IntN(3)) * time.Second)
+	if r.IntN(8) == 0 {
+		out.Problems = append(out.Problems, record.Problem{Condition: pick(r, "Accepted", "ResolvedRefs"), Reason: "BackendNotFound", Message: "m", Rule: pick(r, -1, 0)})
+	}
+	return out, refs
+}

@@ -1,0 +1,103 @@
+package assemble
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// GatewayStatus gives the status of a Gateway of ours.
+func (s *State) GatewayStatus(k record.Key) (GatewayStatus, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	f := s.fleets[k]
+	if f == nil {
+		return GatewayStatus{}, false
+	}
+	return gatewayStatus(f.gateway), true
+}
+
+// RouteStatus gives the status of a route, whether or not a Gateway of ours takes it.
+func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	r := s.routes[k]
+	if r == nil {
+		return RouteStatus{}, false
+	}
+	out := RouteStatus{Index: r.index, Pending: r.live.pending}
+	newest := r.newest()
+	if newest == nil {
+		return out, true
+	}
+	route := newest.value.(*record.Route)
+	out.Object, out.Hostnames = route.Object, route.Hostnames
+	for i, p := range route.Parents {
+		if !isGateway(p) {
+			continue
+		}
+		g := record.Key{Cluster: k.Cluster, Namespace: p.Namespace, Kind: record.KindGateway, Name: p.Name}
+		if name := p.Namespace + "/" + p.Name; !s.exists(g) && !slices.Contains(out.MissingParents, name) {
+			out.MissingParents = append(out.MissingParents, name)
+		}
+		if a := r.shown[g]; a != nil && s.fleets[g] != nil {
+			out.Parents = append(out.Parents, parentStatus(route, a.outcomes[a.find(i)], a.gateway, len(a.bindings) > 0))
+		}
+	}
+	return out, true
+}
+
+// find gives the index of the outcome of a parentRef, which is there for each that names the Gateway.
+func (a *attachment) find(parent int) int {
+	return slices.IndexFunc(a.outcomes, func(o outcome) bool { return o.parent == parent })
+}
+
+// ClassStatus gives the status of a GatewayClass of ours.
+func (s *State) ClassStatus(k record.Key) (ClassStatus, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c := as[record.Class](s.entries[k])
+	if c == nil || !slices.Contains(s.config.ControllerNames, c.ControllerName) {
+		return ClassStatus{}, false
+	}
+	return classStatus(c), true
+}
+
+// Gateways are the records of the Gateways of ours, sorted.
+func (s *State) Gateways() []record.Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.SortedFunc(maps.Keys(s.fleets), compareKeys)
+}
+
+// Routes are the records of all routes, sorted.
+func (s *State) Routes() []record.Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.SortedFunc(maps.Keys(s.routes), compareKeys)
+}
+
+// Fleets are the names of the fleets, sorted.
+func (s *State) Fleets() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []string
+	for _, f := range s.fleets {
+		out = append(out, f.name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Resources is the whole route snapshot of a fleet, sorted by type and name; nil where there is no such fleet.
+func (s *State) Resources(fleet string) []Resource {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, f := range s.fleets {
+		if f.name == fleet {
+			return slices.SortedFunc(maps.Values(f.resources), compareResources)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,327 @@
+package assemble
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// Config is what assembly must know besides records; it must be the same on every replica.
+type Config struct {
+	ControllerNames []string // GatewayClasses with these are ours
+	ListenAddress   string   // of Envoy listeners, "" = all
+	AccessLog       string   // of Envoy: a file, "/dev/stdout", "" = none
+}
+
+// State is the assembly of a set of records. Its methods may be called from several goroutines; what they give is shared and read only.
+type State struct {
+	config Config
+
+	mu        sync.RWMutex
+	entries   map[record.Key]*entry
+	referrers map[record.Key]set // by the record that is named: routes and Gateways that name it
+	children  map[record.Key]set // by Gateway: routes with a parentRef to it
+	spaces    map[space]set      // by namespace: its routes
+	gateways  set                // records of Gateways
+	fleets    map[record.Key]*fleet
+	routes    map[record.Key]*routeState
+}
+
+type set map[record.Key]struct{}
+
+type space struct{ cluster, namespace string }
+
+// routeState is what is known of a route.
+type routeState struct {
+	cur    *decoded
+	live   live
+	index  uint64
+	labels map[string]string
+	shown  map[record.Key]*attachment // of the newest content, by Gateway: what status says
+	bound  map[record.Key]*attachment // of the live content: what is served
+}
+
+// work is what one Apply has to look at.
+type work struct {
+	routes, gateways, backends, status set
+	fleets                             map[record.Key]*dirt
+	gone                               map[record.Key]string // fleets by name that ended
+}
+
+// New gives the State of no records.
+func New(c Config) *State {
+	return &State{
+		config:    c,
+		entries:   map[record.Key]*entry{},
+		referrers: map[record.Key]set{},
+		children:  map[record.Key]set{},
+		spaces:    map[space]set{},
+		gateways:  set{},
+		fleets:    map[record.Key]*fleet{},
+		routes:    map[record.Key]*routeState{},
+	}
+}
+
+// Apply takes in committed changes and gives what they change. The State depends on the last change of each record only: neither on
+// their order nor on how they are split into calls.
+func (s *State) Apply(changes []Change) Delta {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := &work{routes: set{}, gateways: set{}, backends: set{}, status: set{}, fleets: map[record.Key]*dirt{}, gone: map[record.Key]string{}}
+	for _, c := range changes {
+		s.store(c, w)
+	}
+	for k := range w.gateways {
+		s.rebuild(k, w)
+	}
+	for k := range w.routes {
+		s.evaluate(k, w)
+	}
+	for k := range w.backends {
+		for _, f := range s.fleets {
+			if f.gateway.uses(k) {
+				w.backend(f.key, k)
+			}
+		}
+	}
+	return s.delta(w)
+}
+
+// store takes a change in and marks what depends on it.
+func (s *State) store(c Change, w *work) {
+	old := s.entries[c.Key]
+	next := entryOf(c, old)
+	if old == nil && next == nil {
+		return
+	}
+	if old != nil {
+		s.unindex(old)
+	}
+	if next != nil {
+		s.entries[c.Key] = next
+		s.index(next)
+	} else {
+		delete(s.entries, c.Key)
+	}
+	if (old == nil) != (next == nil) || c.Key.Kind == record.KindBackend || c.Key.Kind == record.KindSecret {
+		w.markReferrers(s.referrers[c.Key])
+	}
+	s.mark(c.Key, next, w)
+}
+
+// entryOf reads a change, reusing what was read before of the same contents.
+func entryOf(c Change, old *entry) *entry {
+	if c.Cur == nil {
+		return nil
+	}
+	e := &entry{key: c.Key, cur: reuse(c.Key.Kind, c.Cur, old), prev: reuse(c.Key.Kind, c.Prev, old), pinned: c.PinnedHash, reason: c.PinReason}
+	switch c.Key.Kind {
+	case record.KindRoute, record.KindGateway: // their references decide, later
+	default:
+		e.live = choose(e, func(record.Key) bool { return true })
+	}
+	return e
+}
+
+func reuse(kind record.Kind, c *Content, old *entry) *decoded {
+	if c != nil && old != nil {
+		for _, d := range []*decoded{old.cur, old.prev} {
+			if d != nil && d.Hash == c.Hash && d.Index == c.Index {
+				return d
+			}
+		}
+	}
+	return decode(kind, c)
+}
+
+// mark notes what a changed record concerns directly.
+func (s *State) mark(k record.Key, next *entry, w *work) {
+	switch k.Kind {
+	case record.KindRoute:
+		w.routes[k] = struct{}{}
+	case record.KindGateway:
+		w.gateways[k] = struct{}{}
+	case record.KindBackend:
+		w.backends[k] = struct{}{}
+	case record.KindEndpoints:
+		w.backends[backendKey(k)] = struct{}{}
+	case record.KindNamespace:
+		for r := range s.spaces[space{k.Cluster, k.Namespace}] {
+			w.routes[r] = struct{}{}
+		}
+	case record.KindClass:
+		w.status[k] = struct{}{}
+		for g := range s.gateways {
+			if g.Cluster == k.Cluster {
+				w.gateways[g] = struct{}{}
+			}
+		}
+	}
+}
+
+func (w *work) markReferrers(all set) {
+	for k := range all {
+		switch k.Kind {
+		case record.KindRoute:
+			w.routes[k] = struct{}{}
+		case record.KindGateway:
+			w.gateways[k] = struct{}{}
+		}
+	}
+}
+
+func (w *work) fleet(k record.Key) *dirt {
+	d := w.fleets[k]
+	if d == nil {
+		d = &dirt{backends: map[record.Key]bool{}}
+		w.fleets[k] = d
+	}
+	return d
+}
+
+func (w *work) backend(fleet, k record.Key) { w.fleet(fleet).backends[k] = true }
+
+// index adds a record to the indexes, unindex takes it out.
+func (s *State) index(e *entry) {
+	for _, r := range e.refs() {
+		link(s.referrers, r, e.key)
+	}
+	switch e.key.Kind {
+	case record.KindGateway:
+		s.gateways[e.key] = struct{}{}
+	case record.KindRoute:
+		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
+		for _, g := range e.parents() {
+			link(s.children, g, e.key)
+		}
+	}
+}
+
+func (s *State) unindex(e *entry) {
+	for _, r := range e.refs() {
+		unlink(s.referrers, r, e.key)
+	}
+	switch e.key.Kind {
+	case record.KindGateway:
+		delete(s.gateways, e.key)
+	case record.KindRoute:
+		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
+		for _, g := range e.parents() {
+			unlink(s.children, g, e.key)
+		}
+	}
+}
+
+func link[K comparable](m map[K]set, from K, to record.Key) {
+	if m[from] == nil {
+		m[from] = set{}
+	}
+	m[from][to] = struct{}{}
+}
+
+func unlink[K comparable](m map[K]set, from K, to record.Key) {
+	delete(m[from], to)
+	if len(m[from]) == 0 {
+		delete(m, from)
+	}
+}
+
+// parents are the Gateways that some content of a route names.
+func (e *entry) parents() []record.Key {
+	out := gatewaysOf(e.key, e.cur)
+	return append(out, gatewaysOf(e.key, e.prev)...)
+}
+
+func gatewaysOf(k record.Key, d *decoded) []record.Key {
+	if d == nil || d.err != nil {
+		return nil
+	}
+	var out []record.Key
+	for _, p := range d.value.(*record.Route).Parents {
+		if isGateway(p) {
+			out = append(out, record.Key{Cluster: k.Cluster, Namespace: p.Namespace, Kind: record.KindGateway, Name: p.Name})
+		}
+	}
+	return out
+}
+
+func (s *State) exists(k record.Key) bool { return s.entries[k] != nil }
+
+// controller gives the controller name of a Gateway's class, if that is one of ours.
+func (s *State) controller(cluster, class string) (string, bool) {
+	c := as[record.Class](s.entries[record.Key{Cluster: cluster, Kind: record.KindClass, Name: class}])
+	if c == nil || !slices.Contains(s.config.ControllerNames, c.ControllerName) {
+		return "", false
+	}
+	return c.ControllerName, true
+}
+
+// rebuild makes a Gateway anew from its record, class and secrets. Its routes are attached again only if that changed what they attach to.
+func (s *State) rebuild(k record.Key, w *work) {
+	w.status[k] = struct{}{}
+	next := s.gatewayOf(k)
+	f := s.fleets[k]
+	switch {
+	case next == nil && f == nil:
+	case next == nil:
+		delete(s.fleets, k)
+		delete(w.fleets, k)
+		w.gone[k] = f.name
+	case f == nil:
+		s.fleets[k] = &fleet{key: k, name: next.fleet, gateway: next, resources: map[resourceKey]Resource{}}
+	case f.gateway.sameShape(next):
+		f.gateway.renew(next)
+		w.fleet(k).all = true
+		return
+	default:
+		f.gateway = next
+	}
+	if next != nil {
+		w.fleet(k).all = true
+	}
+	for r := range s.children[k] {
+		w.routes[r] = struct{}{}
+	}
+}
+
+// gatewayOf gives the Gateway of a record, nil where it is not ours. Where nothing else is there, a Gateway goes live without the secrets that it waits for:
+// its other listeners need not wait.
+func (s *State) gatewayOf(k record.Key) *gateway {
+	e := s.entries[k]
+	if e == nil {
+		return nil
+	}
+	e.live = choose(e, s.exists)
+	if e.live.decoded == nil && e.obstacle(e.cur, func(record.Key) bool { return true }) == "" {
+		e.live.decoded = e.cur
+	}
+	r := as[record.Gateway](e)
+	if r == nil {
+		return nil
+	}
+	controller, ours := s.controller(k.Cluster, r.Class)
+	if !ours {
+		return nil
+	}
+	return newGateway(k, e.live, controller, s)
+}
+
+// delta collects what changed.
+func (s *State) delta(w *work) Delta {
+	var out Delta
+	for k, d := range w.fleets {
+		f := s.fleets[k]
+		if changed := f.refresh(d, s); len(changed) > 0 {
+			out.Fleets = append(out.Fleets, FleetDelta{Fleet: f.name, Gateway: k, Resources: changed})
+		}
+	}
+	for k, name := range w.gone {
+		out.Fleets = append(out.Fleets, FleetDelta{Fleet: name, Gateway: k, Gone: true})
+	}
+	slices.SortFunc(out.Fleets, func(a, b FleetDelta) int { return strings.Compare(a.Fleet, b.Fleet) })
+	out.Status = slices.SortedFunc(maps.Keys(w.status), compareKeys)
+	return out
+}

@@ -1,0 +1,236 @@
+package assemble
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// This file is the only place that makes conditions (STYLE 16). LastTransitionTime stays zero: the status writer knows the time.
+
+func condition(kind string, ok bool, reason, message string, generation int64) metav1.Condition {
+	c := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: generation}
+	if ok {
+		c.Status = metav1.ConditionTrue
+	}
+	return c
+}
+
+// classStatus says whether a GatewayClass is accepted.
+func classStatus(c *record.Class) ClassStatus {
+	kind := string(gatewayv1.GatewayClassConditionStatusAccepted)
+	out := ClassStatus{Object: c.Object, Controller: c.ControllerName}
+	if reason, message, bad := summary(c.Problems, kind); bad {
+		out.Conditions = []metav1.Condition{condition(kind, false, reason, message, c.Object.Generation)}
+		return out
+	}
+	out.Conditions = []metav1.Condition{condition(kind, true, string(gatewayv1.GatewayClassReasonAccepted), "Fleetgate serves Gateways of this class", c.Object.Generation)}
+	return out
+}
+
+// gatewayStatus says how a Gateway and its listeners are.
+func gatewayStatus(g *gateway) GatewayStatus {
+	out := GatewayStatus{
+		Object:    g.record.Object,
+		Class:     g.record.Class,
+		Index:     g.index,
+		Pending:   g.live.pending,
+		Listeners: []gatewayv1.ListenerStatus{},
+	}
+	any := false
+	for i, l := range g.listeners {
+		any = any || l.served()
+		out.Listeners = append(out.Listeners, listenerStatus(l, g.counts[i], g.record.Object.Generation))
+		out.Hostnames = append(out.Hostnames, l.hostname)
+		out.Protocols = append(out.Protocols, l.Protocol)
+		if !slices.Contains(out.Ports, l.Port) && l.served() {
+			out.Ports = append(out.Ports, l.Port)
+		}
+	}
+	slices.Sort(out.Ports)
+	accepted := gatewayAccepted(g)
+	out.Conditions = append([]metav1.Condition{accepted}, others(g.record.Problems, g.record.Object.Generation, accepted.Type)...)
+	out.Valid = any && accepted.Status == metav1.ConditionTrue
+	return out
+}
+
+// gatewayAccepted sums up: a problem of the whole Gateway, or listeners that are not accepted. What keeps a Gateway as a whole from being accepted does
+// not take its listeners away (D16, open per fleet): a fleet in use is not cut off by a wrong parameter.
+func gatewayAccepted(g *gateway) metav1.Condition {
+	kind, generation := string(gatewayv1.GatewayConditionAccepted), g.record.Object.Generation
+	if reason, message, bad := summary(g.record.Problems, kind); bad {
+		return condition(kind, false, reason, message, generation)
+	}
+	var good, wrong []string
+	for _, l := range g.listeners {
+		if l.conflict != nil || l.has(string(gatewayv1.ListenerConditionAccepted)) {
+			wrong = append(wrong, l.Name)
+		} else {
+			good = append(good, l.Name)
+		}
+	}
+	switch {
+	case len(wrong) == 0 && len(good) > 0:
+		return condition(kind, true, string(gatewayv1.GatewayReasonAccepted), "all listeners are valid", generation)
+	case len(good) == 0:
+		return condition(kind, false, string(gatewayv1.GatewayReasonListenersNotValid), "no listener is valid; see the listeners' conditions", generation)
+	}
+	return condition(kind, true, string(gatewayv1.GatewayReasonListenersNotValid),
+		fmt.Sprintf("accepted without the listeners %s; served are %s; see the listeners' conditions", strings.Join(wrong, ", "), strings.Join(good, ", ")), generation)
+}
+
+func listenerStatus(l *listener, attached int32, generation int64) gatewayv1.ListenerStatus {
+	out := gatewayv1.ListenerStatus{Name: gatewayv1.SectionName(l.Name), SupportedKinds: []gatewayv1.RouteGroupKind{}, AttachedRoutes: attached}
+	group := gatewayv1.Group(gatewayv1.GroupName)
+	for _, k := range l.Kinds {
+		out.SupportedKinds = append(out.SupportedKinds, gatewayv1.RouteGroupKind{Group: &group, Kind: gatewayv1.Kind(k)})
+	}
+	out.Conditions = listenerConditions(l, generation)
+	return out
+}
+
+func listenerConditions(l *listener, generation int64) []metav1.Condition {
+	accepted := condition(string(gatewayv1.ListenerConditionAccepted), true, string(gatewayv1.ListenerReasonAccepted), "the listener is valid", generation)
+	conflicted := condition(string(gatewayv1.ListenerConditionConflicted), false, string(gatewayv1.ListenerReasonNoConflicts), "no other listener conflicts", generation)
+	resolved := condition(string(gatewayv1.ListenerConditionResolvedRefs), true, string(gatewayv1.ListenerReasonResolvedRefs), "all references are resolved", generation)
+	if reason, message, bad := summary(l.problems, accepted.Type); bad {
+		accepted = condition(accepted.Type, false, reason, message, generation)
+	}
+	if c := l.conflict; c != nil {
+		accepted = condition(accepted.Type, false, c.Reason, c.Message, generation)
+		conflicted = condition(conflicted.Type, true, c.Reason, c.Message, generation)
+	}
+	if reason, message, bad := summary(l.problems, resolved.Type); bad {
+		resolved = condition(resolved.Type, false, reason, message, generation)
+	}
+	out := []metav1.Condition{accepted, conflicted, resolved}
+	if l.overlaps {
+		out = append(out, condition(string(gatewayv1.ListenerConditionOverlappingTLSConfig), true, string(gatewayv1.ListenerReasonOverlappingHostnames),
+			"the hostname overlaps with another HTTPS listener's of this port; requests for the other's hosts answer 421", generation))
+	}
+	return append(out, others(l.problems, generation, accepted.Type, resolved.Type, conflicted.Type)...)
+}
+
+// summary gives the reason of the first problem of a condition and the messages of all.
+func summary(problems []record.Problem, kind string) (reason, message string, bad bool) {
+	var messages []string
+	for _, p := range problems {
+		if p.Condition != kind {
+			continue
+		}
+		if reason == "" {
+			reason = p.Reason
+		}
+		m := p.Message
+		if p.Rule >= 0 {
+			m = fmt.Sprintf("rule %d: %s", p.Rule, m)
+		}
+		if !slices.Contains(messages, m) {
+			messages = append(messages, m)
+		}
+	}
+	return reason, limit(strings.Join(messages, "; ")), len(messages) > 0
+}
+
+// maxMessage is the API server's limit for a condition's message in bytes.
+const maxMessage = 32768
+
+func limit(message string) string {
+	if len(message) <= maxMessage {
+		return message
+	}
+	return strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
+}
+
+// others are the conditions that problems make False and that have no part of their own here.
+func others(problems []record.Problem, generation int64, known ...string) []metav1.Condition {
+	var out []metav1.Condition
+	for _, p := range problems {
+		if slices.Contains(known, p.Condition) {
+			continue
+		}
+		known = append(known, p.Condition)
+		reason, message, _ := summary(problems, p.Condition)
+		out = append(out, condition(p.Condition, false, reason, message, generation))
+	}
+	return out
+}
+
+// refusal is the problem that keeps a route from being accepted by anybody, nil = none: one of the route as a whole, or one in each of its rules.
+func refusal(r *record.Route) *record.Problem {
+	kind := string(gatewayv1.RouteConditionAccepted)
+	rules := map[int]bool{}
+	whole := false
+	for _, p := range r.Problems {
+		if p.Condition == kind {
+			rules[p.Rule] = true
+			whole = whole || p.Rule < 0
+		}
+	}
+	if !whole && (len(rules) == 0 || len(rules) < len(r.Rules)) {
+		return nil
+	}
+	reason, message, _ := summary(r.Problems, kind)
+	return &record.Problem{Condition: kind, Reason: reason, Message: message, Rule: -1}
+}
+
+// partial gives the condition of an accepted route some of whose rules are not valid, if it has such.
+func partial(r *record.Route) []metav1.Condition {
+	kind := string(gatewayv1.RouteConditionPartiallyInvalid)
+	reason, message, bad := summary(r.Problems, kind)
+	if !bad {
+		reason, message, bad = summary(r.Problems, string(gatewayv1.RouteConditionAccepted))
+	}
+	if !bad {
+		return nil
+	}
+	if !strings.HasPrefix(message, "Dropped Rule") && !strings.HasPrefix(message, "Fall Back") {
+		message = "Dropped Rule: " + message // the API asks for this prefix
+	}
+	return []metav1.Condition{condition(kind, true, reason, limit(message), r.Object.Generation)}
+}
+
+// routeConditions are the conditions of one parentRef.
+func routeConditions(r *record.Route, o outcome) []metav1.Condition {
+	generation := r.Object.Generation
+	accepted := o.reason == gatewayv1.RouteReasonAccepted
+	out := []metav1.Condition{condition(string(gatewayv1.RouteConditionAccepted), accepted, string(o.reason), o.message, generation)}
+	resolved := condition(string(gatewayv1.RouteConditionResolvedRefs), true, string(gatewayv1.RouteReasonResolvedRefs), "all references are resolved", generation)
+	if reason, message, bad := summary(r.Problems, resolved.Type); bad {
+		resolved = condition(resolved.Type, false, reason, message, generation)
+	}
+	out = append(out, resolved)
+	if accepted {
+		out = append(out, partial(r)...)
+	}
+	return append(out, others(r.Problems, generation, string(gatewayv1.RouteConditionAccepted), resolved.Type, string(gatewayv1.RouteConditionPartiallyInvalid))...)
+}
+
+// reference writes a parentRef as the user's, with the defaults filled in.
+func reference(p record.Parent) gatewayv1.ParentReference {
+	group, kind, namespace := gatewayv1.Group(p.Group), gatewayv1.Kind(p.Kind), gatewayv1.Namespace(p.Namespace)
+	out := gatewayv1.ParentReference{Group: &group, Kind: &kind, Namespace: &namespace, Name: gatewayv1.ObjectName(p.Name)}
+	if p.SectionName != "" {
+		section := gatewayv1.SectionName(p.SectionName)
+		out.SectionName = &section
+	}
+	if p.Port != 0 {
+		port := gatewayv1.PortNumber(p.Port)
+		out.Port = &port
+	}
+	return out
+}
+
+// parentStatus is the entry of one parentRef; attached tells whether it got the route into the fleet's configuration.
+func parentStatus(r *record.Route, o outcome, g *gateway, attached bool) ParentStatus {
+	out := ParentStatus{Ref: reference(r.Parents[o.parent]), Controller: g.class, Conditions: routeConditions(r, o)}
+	if attached && o.reason == gatewayv1.RouteReasonAccepted {
+		out.Fleet, out.Attached = g.fleet, true
+	}
+	return out
+}
