@@ -26,9 +26,13 @@ type Config struct {
 	ControllerNames []string // GatewayClasses with these are ours
 	// Owns tells whether this compiler's row covers a namespace (cluster-scoped kinds hash as namespace "").
 	Owns func(namespace string) bool
-	// Seal encrypts the plain bytes of a secret with additional data, and Version gives their HMAC (D14).
+	// Seal encrypts the plain bytes of a secret with additional data (SecretContext), and Version gives their HMAC (D14). Seal must be
+	// deterministic (a nonce derived from its input), or every recompile writes every secret anew.
 	Seal    func(plain, additional []byte) ([]byte, error)
 	Version func(plain []byte) string
+	// Last gives the committed payload of a record, nil where there is none. It is asked only for an object that made the compiler panic
+	// and that it has not compiled before: so a restart keeps the last good bytes. May be nil.
+	Last func(record.Key) []byte
 }
 
 // Put is one record to write.
@@ -43,4 +47,7 @@ type Output struct {
 	Puts     []Put
 	Deletes  []record.Key
 	Compiled int // number of routes compiled by this call, for tests and metrics
+	// Quarantined are the objects that made the compiler panic in this call. Their records are the last good ones with a problem added;
+	// where there is no last good one, none is put, and the sweep must not delete what the store has (see Compiler.Quarantined).
+	Quarantined []record.Object
 }

@@ -152,6 +152,8 @@ type Backend struct {
 type Endpoints struct {
 	Name  string // = Backend.Name
 	Bytes []byte // envoy.config.endpoint.v3.ClusterLoadAssignment
+	// Problem says that endpoints were left out because the record would be too large.
+	Problem *Problem
 }
 
 // Secret is a sealed TLS secret.

@@ -1,0 +1,197 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// supportedKinds is what a protocol can carry; a protocol that is missing here is not supported.
+var supportedKinds = map[gatewayv1.ProtocolType][]string{
+	gatewayv1.HTTPProtocolType:  {"HTTPRoute", "GRPCRoute"},
+	gatewayv1.HTTPSProtocolType: {"HTTPRoute", "GRPCRoute"},
+}
+
+// compileGateway makes the record of a Gateway, unless its class is another controller's. A Gateway of a class that does not exist has a record
+// that says so, and references nothing: nobody seals secrets for it.
+func compileGateway(v *view, k record.Key) compiled {
+	f := fact[gatewayFact](v, "Gateway", k.Namespace, k.Name)
+	class := string(f.spec.GatewayClassName)
+	controller := v.controller(class)
+	if controller != "" && !v.ours(controller) {
+		return compiled{}
+	}
+	out := record.Gateway{Object: f.object, Class: class, Problems: gatewayProblems(f.spec)}
+	names := map[gatewayv1.SectionName]bool{}
+	for i := range f.spec.Listeners {
+		l := &f.spec.Listeners[i]
+		made := compileListener(v, f, l)
+		if names[l.Name] {
+			made.Problems = append(made.Problems, accepted("UnsupportedValue", "another listener has this name already: rename one"))
+		}
+		names[l.Name] = true
+		out.Listeners = append(out.Listeners, made)
+	}
+	if controller == "" {
+		out.Problems = append(out.Problems, accepted("Pending", fmt.Sprintf("there is no GatewayClass %q: create it, or name another in spec.gatewayClassName", class)))
+		return compiled{value: out}
+	}
+	return compiled{value: out, refs: refsOfGateway(out)}
+}
+
+// refsOfGateway are the records that a Gateway's record needs.
+func refsOfGateway(g record.Gateway) []record.Key {
+	var out []record.Key
+	for _, l := range g.Listeners {
+		out = append(out, l.SecretKeys...)
+	}
+	return out
+}
+
+func accepted(reason, message string) record.Problem {
+	return record.Problem{Condition: "Accepted", Reason: reason, Message: message, Rule: -1}
+}
+
+func unresolved(reason, message string) record.Problem {
+	return record.Problem{Condition: "ResolvedRefs", Reason: reason, Message: message, Rule: -1}
+}
+
+// gatewayProblems are those of the Gateway as a whole.
+func gatewayProblems(spec *gatewayv1.GatewaySpec) []record.Problem {
+	var out []record.Problem
+	for _, a := range spec.Addresses {
+		switch {
+		case a.Type != nil && *a.Type != gatewayv1.IPAddressType && *a.Type != gatewayv1.HostnameAddressType:
+			out = append(out, accepted("UnsupportedAddress", fmt.Sprintf("address type %s is not supported: use IPAddress, or remove spec.addresses", *a.Type)))
+		case a.Value != "":
+			out = append(out, record.Problem{
+				Condition: "Programmed", Reason: "AddressNotUsable", Rule: -1,
+				Message: fmt.Sprintf("the address %s cannot be assigned: proxies listen on all their addresses; remove spec.addresses", a.Value),
+			})
+		}
+	}
+	if spec.Infrastructure != nil && spec.Infrastructure.ParametersRef != nil {
+		out = append(out, accepted("InvalidParameters", "spec.infrastructure.parametersRef is not supported: remove it"))
+	}
+	return out
+}
+
+func compileListener(v *view, g *gatewayFact, l *gatewayv1.Listener) record.Listener {
+	out := record.Listener{Name: string(l.Name), Port: int32(l.Port), Protocol: string(l.Protocol)}
+	if l.Hostname != nil {
+		out.Hostname = strings.ToLower(string(*l.Hostname))
+	}
+	supported, ok := supportedKinds[l.Protocol]
+	if !ok {
+		out.Problems = append(out.Problems, accepted("UnsupportedProtocol", fmt.Sprintf("protocol %s is not supported: use HTTP or HTTPS", l.Protocol)))
+	}
+	if l.Filters != nil && len(l.Filters.Requests) > 0 {
+		out.Problems = append(out.Problems, accepted("UnsupportedValue", "listener filters are not supported, and nothing is served without them: remove filters"))
+	}
+	var problems []record.Problem
+	out.Kinds, problems = routeKinds(l.AllowedRoutes, supported)
+	out.Problems = append(out.Problems, problems...)
+	out.Allowed, problems = allowedNamespaces(l.AllowedRoutes)
+	out.Problems = append(out.Problems, problems...)
+	if l.Protocol == gatewayv1.HTTPSProtocolType {
+		compileTLS(v, g, l, &out)
+	}
+	return out
+}
+
+// routeKinds intersects the allowed kinds with those that the protocol supports.
+func routeKinds(allowed *gatewayv1.AllowedRoutes, supported []string) (kinds []string, problems []record.Problem) {
+	if allowed == nil || len(allowed.Kinds) == 0 {
+		return supported, nil
+	}
+	for _, k := range allowed.Kinds {
+		kind := string(k.Kind)
+		switch {
+		case (k.Group != nil && *k.Group != gatewayv1.GroupName) || !slices.Contains(supported, kind):
+			problems = append(problems, unresolved("InvalidRouteKinds", fmt.Sprintf("route kind %s is not supported by this listener: allow one of [%s]", kind, strings.Join(supported, " "))))
+		case !slices.Contains(kinds, kind):
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds, problems
+}
+
+// allowedNamespaces puts an empty selector, which selects everything, as All.
+func allowedNamespaces(allowed *gatewayv1.AllowedRoutes) (record.Allowed, []record.Problem) {
+	if allowed == nil || allowed.Namespaces == nil || allowed.Namespaces.From == nil {
+		return record.Allowed{From: string(gatewayv1.NamespacesFromSame)}, nil
+	}
+	from := *allowed.Namespaces.From
+	if from != gatewayv1.NamespacesFromSelector {
+		return record.Allowed{From: string(from)}, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(allowed.Namespaces.Selector)
+	switch {
+	case err != nil:
+		return record.Allowed{From: string(gatewayv1.NamespacesFromNone)},
+			[]record.Problem{accepted("UnsupportedValue", fmt.Sprintf("allowedRoutes.namespaces.selector is not valid (%v): correct it", err))}
+	case allowed.Namespaces.Selector != nil && selector.Empty():
+		return record.Allowed{From: string(gatewayv1.NamespacesFromAll)}, nil
+	case allowed.Namespaces.Selector == nil:
+		return record.Allowed{From: string(from)}, nil
+	}
+	return record.Allowed{From: string(from), Selector: selector.String()}, nil
+}
+
+// compileTLS resolves the certificates of an HTTPS listener. Whether a secret is there and well formed is its own record's matter.
+func compileTLS(v *view, g *gatewayFact, l *gatewayv1.Listener, out *record.Listener) {
+	if validatesClients(g.spec, l.Port) {
+		out.Problems = append(out.Problems, accepted("UnsupportedValue", "client certificate validation is not supported, and nothing is served without it: remove spec.tls.frontend"))
+	}
+	if l.TLS == nil || len(l.TLS.CertificateRefs) == 0 {
+		out.Problems = append(out.Problems, unresolved("InvalidCertificateRef", "an HTTPS listener needs a certificate: name a Secret in tls.certificateRefs"))
+		return
+	}
+	if l.TLS.Mode != nil && *l.TLS.Mode != gatewayv1.TLSModeTerminate {
+		out.Problems = append(out.Problems, accepted("UnsupportedValue", fmt.Sprintf("tls.mode %s is not supported for HTTPS: use Terminate", *l.TLS.Mode)))
+		return
+	}
+	for _, ref := range l.TLS.CertificateRefs {
+		key, problem := resolveCertificate(v, g.object.Namespace, ref)
+		if problem != nil {
+			out.Problems = append(out.Problems, *problem)
+			continue
+		}
+		out.Secrets = append(out.Secrets, secretName(key))
+		out.SecretKeys = append(out.SecretKeys, key)
+	}
+}
+
+// validatesClients tells whether the Gateway asks for client certificates on a port.
+func validatesClients(spec *gatewayv1.GatewaySpec, port int32) bool {
+	if spec.TLS == nil || spec.TLS.Frontend == nil {
+		return false
+	}
+	for _, p := range spec.TLS.Frontend.PerPort {
+		if p.Port == port {
+			return p.TLS.Validation != nil
+		}
+	}
+	return spec.TLS.Frontend.Default.Validation != nil
+}
+
+func resolveCertificate(v *view, namespace string, ref gatewayv1.SecretObjectReference) (record.Key, *record.Problem) {
+	if (ref.Group != nil && *ref.Group != "") || (ref.Kind != nil && *ref.Kind != "Secret") {
+		p := unresolved("InvalidCertificateRef", fmt.Sprintf("certificateRef %s is no core Secret: name a Secret of type kubernetes.io/tls", ref.Name))
+		return record.Key{}, &p
+	}
+	target := namespace
+	if ref.Namespace != nil {
+		target = string(*ref.Namespace)
+	}
+	if !v.granted("Gateway", namespace, "Secret", target, string(ref.Name)) {
+		p := unresolved("RefNotPermitted", fmt.Sprintf("no ReferenceGrant in namespace %s allows Gateways of %s to use Secret %s: create one", target, namespace, ref.Name))
+		return record.Key{}, &p
+	}
+	return v.key(record.KindSecret, target, string(ref.Name)), nil
+}

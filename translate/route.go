@@ -1,0 +1,248 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/envoy"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// routeSpec is what HTTPRoutes and GRPCRoutes have in common: the latter is lowered to the former's shape before anything else looks at it.
+type routeSpec struct {
+	object    record.Object
+	hostnames []gatewayv1.Hostname
+	parents   []gatewayv1.ParentReference
+	rules     []gatewayv1.HTTPRouteRule
+	consumer  string // of its backends
+	grpc      bool
+}
+
+func splitRoute(name string) (kind, route string) {
+	kind, route, _ = strings.Cut(name, "/")
+	return kind, route
+}
+
+// compileRoute makes the record of a route, once for all its parents.
+func compileRoute(v *view, k record.Key) compiled {
+	kind, name := splitRoute(k.Name)
+	f := fact[routeFact](v, kind, k.Namespace, name)
+	spec := lower(f)
+	out := record.Route{
+		Object:    f.object,
+		Created:   f.created,
+		Hostnames: hostnames(spec.hostnames),
+		Parents:   parents(spec),
+	}
+	for i := range spec.rules {
+		rule := ruleCompiler{view: v, spec: spec, index: i, rule: &spec.rules[i], parents: out.Parents}
+		out.Rules = append(out.Rules, rule.compile())
+		out.Problems = append(out.Problems, rule.problems...)
+	}
+	return compiled{value: out, refs: refsOfRoute(out)}
+}
+
+// lower gives the common shape of a route.
+func lower(f *routeFact) *routeSpec {
+	if f.http != nil {
+		return &routeSpec{object: f.object, hostnames: f.http.Hostnames, parents: f.http.ParentRefs, rules: f.http.Rules, consumer: consumerAuto}
+	}
+	return lowerGRPC(f)
+}
+
+// refsOfRoute are the records that must exist before a route's bytes may be served: its backends, each with its endpoints.
+func refsOfRoute(r record.Route) []record.Key {
+	seen := map[record.Key]bool{}
+	var out []record.Key
+	for _, rule := range r.Rules {
+		for _, m := range rule.Matches {
+			for _, b := range m.Backends {
+				if !seen[b] {
+					seen[b] = true
+					out = append(out, withEndpoints(b)...)
+				}
+			}
+		}
+	}
+	return out
+}
+
+func hostnames(in []gatewayv1.Hostname) []string {
+	var out []string
+	for _, h := range in {
+		if lower := strings.ToLower(string(h)); !slices.Contains(out, lower) {
+			out = append(out, lower)
+		}
+	}
+	return out
+}
+
+func parents(spec *routeSpec) []record.Parent {
+	var out []record.Parent
+	for _, p := range spec.parents {
+		parent := record.Parent{Group: gatewayv1.GroupName, Kind: "Gateway", Namespace: spec.object.Namespace, Name: string(p.Name)}
+		if p.Group != nil {
+			parent.Group = string(*p.Group)
+		}
+		if p.Kind != nil {
+			parent.Kind = string(*p.Kind)
+		}
+		if p.Namespace != nil {
+			parent.Namespace = string(*p.Namespace)
+		}
+		if p.SectionName != nil {
+			parent.SectionName = string(*p.SectionName)
+		}
+		if p.Port != nil {
+			parent.Port = int32(*p.Port)
+		}
+		out = append(out, parent)
+	}
+	return out
+}
+
+// ruleCompiler compiles one rule: what it does is decided once, and then made into an Envoy route for each match.
+type ruleCompiler struct {
+	view    *view
+	spec    *routeSpec
+	index   int
+	rule    *gatewayv1.HTTPRouteRule
+	parents []record.Parent
+
+	problems []record.Problem
+	backends []record.Key
+}
+
+// refuse notes why the rule as a whole cannot be served: it then answers 500 (D16).
+func (r *ruleCompiler) refuse(reason, message string) {
+	p := accepted(reason, message)
+	if reason == "InvalidKind" {
+		p.Condition = "ResolvedRefs"
+	}
+	r.note(&p)
+}
+
+// note adds a problem to this rule's.
+func (r *ruleCompiler) note(p *record.Problem) {
+	q := *p
+	q.Rule = r.index
+	q.Message = fmt.Sprintf("rule %d: %s", r.index, q.Message)
+	if !slices.Contains(r.problems, q) {
+		r.problems = append(r.problems, q)
+	}
+}
+
+// compile makes the rule. If anything in it is not valid, all of its matches that Envoy can express answer 500.
+func (r *ruleCompiler) compile() record.Rule {
+	out := record.Rule{}
+	if r.rule.Name != nil {
+		out.Name = string(*r.rule.Name)
+	}
+	matches := r.rule.Matches
+	if len(matches) == 0 {
+		matches = []gatewayv1.HTTPRouteMatch{{}}
+	}
+	valid := make([]bool, len(matches))
+	ok := true
+	for i := range matches {
+		if err := checkMatch(&matches[i]); err != nil {
+			r.refuse("UnsupportedValue", fmt.Sprintf("match %d: %v", i, err))
+			ok = false
+			continue
+		}
+		valid[i] = true
+	}
+	does := r.decide()
+	for i := range matches {
+		if valid[i] {
+			out.Matches = append(out.Matches, r.compileMatch(i, &matches[i], does, ok)...)
+		}
+	}
+	return out
+}
+
+// compileMatch makes the Envoy routes of one match: one, and before it one for preflights where CORS and a method meet.
+func (r *ruleCompiler) compileMatch(i int, m *gatewayv1.HTTPRouteMatch, does *action, ok bool) []record.Match {
+	var out []record.Match
+	match := routeMatch(m, r.spec.grpc)
+	base := record.Match{Sort: sortKey(m, r.spec.grpc), Name: r.name(strconv.Itoa(i))}
+	if ok && does != nil && does.cors != nil && m.Method != nil && *m.Method != gatewayv1.HTTPMethodOptions {
+		preflight := base
+		preflight.Name = r.name(strconv.Itoa(i) + "-preflight")
+		out = append(out, r.bytes(preflight, preflightMatch(m), does, m)...)
+	}
+	if !ok {
+		does = nil
+	}
+	return append(out, r.bytes(base, match, does, m)...)
+}
+
+// bytes fills in a match's Envoy route and its variants. What validation rejects answers 500; a match that even so is rejected is left out.
+func (r *ruleCompiler) bytes(base record.Match, match *routev3.RouteMatch, does *action, m *gatewayv1.HTTPRouteMatch) []record.Match {
+	if does != nil {
+		out, err := r.encode(base, match, does, m)
+		if err == nil {
+			return []record.Match{out}
+		}
+		r.refuse("UnsupportedValue", fmt.Sprintf("%v: correct the value", err))
+	}
+	b, err := envoy.Marshal(&routev3.Route{Name: base.Name, Match: match, Action: envoy.DirectResponse(500)})
+	if err != nil {
+		r.refuse("UnsupportedValue", fmt.Sprintf("%v: correct the match", err))
+		return nil
+	}
+	base.Bytes = b
+	return []record.Match{base}
+}
+
+func (r *ruleCompiler) encode(base record.Match, match *routev3.RouteMatch, does *action, m *gatewayv1.HTTPRouteMatch) (record.Match, error) {
+	var err error
+	if base.Bytes, err = envoy.Marshal(does.route(base.Name, match, m, schemePort{})); err != nil {
+		return base, err
+	}
+	base.Backends = r.backends
+	if does.redirect == nil {
+		return base, nil
+	}
+	variants := map[string][]byte{}
+	for _, at := range r.ports() {
+		b, err := envoy.Marshal(does.route(base.Name, match, m, at))
+		if err != nil {
+			return base, err
+		}
+		if !record.Equal(b, base.Bytes) {
+			variants[at.scheme+"/"+strconv.Itoa(int(at.port))] = b
+		}
+	}
+	if len(variants) > 0 {
+		base.Variants = variants
+	}
+	return base, nil
+}
+
+// ports are where the Gateways listen that the route names as parents.
+func (r *ruleCompiler) ports() []schemePort {
+	var out []schemePort
+	for _, p := range r.parents {
+		if p.Group != gatewayv1.GroupName || p.Kind != "Gateway" {
+			continue
+		}
+		for _, at := range r.view.ports(p.Namespace, p.Name) {
+			if !slices.Contains(out, at) {
+				out = append(out, at)
+			}
+		}
+	}
+	return out
+}
+
+// name is the Envoy route's name, injective (D14).
+func (r *ruleCompiler) name(match string) string {
+	o := r.spec.object
+	return record.Join(o.Kind, o.Namespace, o.Name, strconv.Itoa(r.index), match)
+}

@@ -1,0 +1,173 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// compiled is what a unit becomes: a record's value (nil = no record) and the records that it needs.
+type compiled struct {
+	value any
+	refs  []record.Key
+}
+
+// compilers is the table of what makes which record.
+var compilers = map[record.Kind]func(*view, record.Key) compiled{
+	record.KindClass:     compileClass,
+	record.KindNamespace: compileNamespace,
+	record.KindGateway:   compileGateway,
+	record.KindRoute:     compileRoute,
+	record.KindBackend:   compileBackend,
+	record.KindEndpoints: compileEndpoints,
+	record.KindSecret:    compileSecret,
+}
+
+// run compiles a unit. A panic quarantines it (D16): it keeps its last good record, with a problem.
+func (c *Compiler) run(k record.Key, old *result, out *Output) (next *result) {
+	v := &view{c: c, reads: map[input]struct{}{objectOf(k): {}}}
+	defer func() {
+		if p := recover(); p != nil {
+			next = c.quarantine(k, old, p, out)
+			next.reads = v.reads
+		}
+	}()
+	if k.Kind == record.KindRoute {
+		out.Compiled++
+	}
+	if c.before != nil {
+		c.before(k)
+	}
+	made := compilers[k.Kind](v, k)
+	next = &result{put: pack(k, made)}
+	next.good = next.put
+	next.wants = c.wants(next.put.Refs)
+	next.reads = v.reads
+	return next
+}
+
+// wants are those of the references that this row compiles.
+func (c *Compiler) wants(refs []record.Key) []record.Key {
+	var out []record.Key
+	for _, r := range refs {
+		if c.compiles(r) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// pack encodes a record; one that is too large becomes a small one that says so.
+func pack(k record.Key, made compiled) Put {
+	if made.value == nil {
+		return Put{}
+	}
+	payload := mustMarshal(made.value)
+	if len(payload) > MaxPayload {
+		made.value = tooLarge(made.value, len(payload))
+		made.refs = nil
+		payload = mustMarshal(made.value)
+	}
+	refs := slices.Clone(made.refs)
+	slices.SortFunc(refs, compareKeys)
+	return Put{Key: k, Payload: payload, Refs: slices.Compact(refs)}
+}
+
+// mustMarshal encodes our own plain structs; a failure is a broken invariant, and the panic guard of run handles it.
+func mustMarshal(value any) []byte {
+	b, err := record.Marshal(value)
+	if err != nil {
+		panic(fmt.Errorf("translate: encode %T: %w", value, err))
+	}
+	return b
+}
+
+// tooLarge is what remains of a record above the limit: who it is, and why it is not more.
+func tooLarge(value any, size int) any {
+	problem := record.Problem{
+		Condition: "Accepted", Reason: "UnsupportedValue", Rule: -1,
+		Message: fmt.Sprintf("compiled to %d bytes, the limit is %d: split the object into several smaller ones", size, MaxPayload),
+	}
+	switch r := value.(type) {
+	case record.Route:
+		return record.Route{Object: r.Object, Created: r.Created, Hostnames: r.Hostnames, Parents: r.Parents, Problems: []record.Problem{problem}}
+	case record.Gateway:
+		return record.Gateway{Object: r.Object, Class: r.Class, Problems: []record.Problem{problem}}
+	case record.Secret:
+		problem.Condition, problem.Reason = "ResolvedRefs", "InvalidCertificateRef"
+		return record.Secret{Name: r.Name, Problem: &problem}
+	case record.Namespace:
+		return record.Namespace{Name: r.Name}
+	case record.Class:
+		return record.Class{Object: r.Object, ControllerName: r.ControllerName, Problems: []record.Problem{problem}}
+	}
+	panic(fmt.Errorf("translate: a %T of %d bytes", value, size))
+}
+
+// quarantine keeps a unit's last good record, from this compiler or, after a restart, from the store.
+func (c *Compiler) quarantine(k record.Key, old *result, cause any, out *Output) *result {
+	in := objectOf(k)
+	out.Quarantined = append(out.Quarantined, record.Object{Kind: in.kind, Namespace: in.namespace, Name: in.name})
+	good := old.good
+	if good.Payload == nil && c.cfg.Last != nil {
+		good = c.recall(k)
+	}
+	next := &result{good: good, put: good, suspect: true}
+	if good.Payload == nil {
+		return next
+	}
+	next.put = withProblem(good, record.Problem{
+		Condition: "PartiallyInvalid", Reason: "UnsupportedValue", Rule: -1,
+		Message: "Fall Back: this version makes the compiler fail (" + firstLine(cause) + "), so the last good one is served; undo the change and report a bug",
+	})
+	next.wants = c.wants(next.put.Refs)
+	return next
+}
+
+// recall reads a last good record back from the store, with the references that its content implies.
+func (c *Compiler) recall(k record.Key) Put {
+	payload := c.cfg.Last(k)
+	if payload == nil {
+		return Put{}
+	}
+	put := Put{Key: k, Payload: payload}
+	var gateway record.Gateway
+	var route record.Route
+	switch {
+	case k.Kind == record.KindRoute && record.Unmarshal(payload, &route) == nil:
+		put.Refs = refsOfRoute(route)
+		route.Problems = slices.DeleteFunc(route.Problems, fellBack)
+		put.Payload = mustMarshal(route)
+	case k.Kind == record.KindGateway && record.Unmarshal(payload, &gateway) == nil:
+		put.Refs = refsOfGateway(gateway)
+		gateway.Problems = slices.DeleteFunc(gateway.Problems, fellBack)
+		put.Payload = mustMarshal(gateway)
+	}
+	slices.SortFunc(put.Refs, compareKeys)
+	put.Refs = slices.Compact(put.Refs)
+	return put
+}
+
+func fellBack(p record.Problem) bool { return p.Condition == "PartiallyInvalid" && p.Rule == -1 }
+
+// withProblem adds a problem to a record that can carry one.
+func withProblem(put Put, p record.Problem) Put {
+	var gateway record.Gateway
+	var route record.Route
+	switch {
+	case put.Key.Kind == record.KindRoute && record.Unmarshal(put.Payload, &route) == nil:
+		route.Problems = append(route.Problems, p)
+		put.Payload = mustMarshal(route)
+	case put.Key.Kind == record.KindGateway && record.Unmarshal(put.Payload, &gateway) == nil:
+		gateway.Problems = append(gateway.Problems, p)
+		put.Payload = mustMarshal(gateway)
+	}
+	return put
+}
+
+func firstLine(cause any) string {
+	line, _, _ := strings.Cut(fmt.Sprint(cause), "\n")
+	return line
+}

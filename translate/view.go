@@ -1,0 +1,113 @@
+package translate
+
+import (
+	"maps"
+	"slices"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// view is how a unit reads facts: what it reads, found or not, is noted, and compiles the unit again when it changes.
+type view struct {
+	c     *Compiler
+	reads map[input]struct{}
+}
+
+func (v *view) read(in input) any {
+	v.reads[in] = struct{}{}
+	return v.c.facts[in]
+}
+
+// fact reads one object's fact; the zero pointer where there is none.
+func fact[T any](v *view, kind, namespace, name string) *T {
+	f, _ := v.read(input{kind, namespace, name}).(*T)
+	return f
+}
+
+// controller gives the controller of a GatewayClass, "" where there is no such class.
+func (v *view) controller(class string) string {
+	v.reads[input{inputOurs, "", class}] = struct{}{}
+	return controllerOf(v.c.facts[input{"GatewayClass", "", class}])
+}
+
+func (v *view) ours(controller string) bool { return slices.Contains(v.c.cfg.ControllerNames, controller) }
+
+// ports gives the (scheme, port) pairs of a Gateway.
+func (v *view) ports(namespace, name string) []schemePort {
+	v.reads[input{inputPorts, namespace, name}] = struct{}{}
+	return portsOf(v.c.facts[input{"Gateway", namespace, name}])
+}
+
+// slices gives the EndpointSlices of a Service, by name.
+func (v *view) slices(namespace, service string) []*sliceFact {
+	return set[sliceFact](v, input{inputSlices, namespace, service})
+}
+
+func set[T any](v *view, in input) []*T {
+	v.reads[in] = struct{}{}
+	members := v.c.sets[in]
+	out := make([]*T, 0, len(members))
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		out = append(out, members[name].(*T))
+	}
+	return out
+}
+
+// granted tells whether a ReferenceGrant allows a reference across namespaces.
+func (v *view) granted(fromKind, fromNamespace, toKind, toNamespace, toName string) bool {
+	if fromNamespace == toNamespace {
+		return true
+	}
+	for _, g := range set[grantFact](v, input{inputGrants, toNamespace, ""}) {
+		if g.allows(fromKind, fromNamespace, toKind, toName) {
+			return true
+		}
+	}
+	return false
+}
+
+func (g *grantFact) allows(fromKind, fromNamespace, toKind, toName string) bool {
+	from := slices.ContainsFunc(g.from, func(f gatewayv1.ReferenceGrantFrom) bool {
+		return f.Group == gatewayv1.GroupName && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace
+	})
+	return from && slices.ContainsFunc(g.to, func(t gatewayv1.ReferenceGrantTo) bool {
+		return (t.Group == "" || t.Group == "core") && string(t.Kind) == toKind && (t.Name == nil || *t.Name == "" || string(*t.Name) == toName)
+	})
+}
+
+// schemePort is where a listener listens, as redirects need to know it.
+type schemePort struct {
+	scheme string
+	port   int32
+}
+
+var schemes = map[gatewayv1.ProtocolType]string{gatewayv1.HTTPProtocolType: "http", gatewayv1.HTTPSProtocolType: "https"}
+
+func portsOf(f any) []schemePort {
+	g, ok := f.(*gatewayFact)
+	if !ok || g == nil {
+		return nil
+	}
+	var out []schemePort
+	for _, l := range g.spec.Listeners {
+		p := schemePort{schemes[l.Protocol], int32(l.Port)}
+		if p.scheme != "" && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func controllerOf(f any) string {
+	if c, ok := f.(*classFact); ok && c != nil {
+		return c.controller
+	}
+	return ""
+}
+
+// key makes a key in this cluster.
+func (v *view) key(kind record.Kind, namespace, name string) record.Key {
+	return record.Key{Cluster: v.c.cfg.Cluster, Namespace: namespace, Kind: kind, Name: name}
+}
