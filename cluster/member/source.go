@@ -1,7 +1,16 @@
+// Package member is what Fleetgate knows of a member cluster: objects as a stream of events, and their status written back.
+// A member cluster is an API server or, for a laptop, a directory of manifests; whoever compiles cannot tell which (D12).
+//
+// A directory has nobody who refuses a bad object at the door, so this package is that door: a manifest meets the schemas,
+// defaults and CEL rules that an API server would hold against it, and what an API server would refuse becomes a Problem that
+// names file, document, line, object, field and remedy, while the object keeps its last good state (D10).
 package member
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -40,6 +49,12 @@ type Source interface {
 	Problems() []Problem
 }
 
+// Errors of WriteStatus and ReadStatus.
+var (
+	ErrConflict = errors.New("the object changed meanwhile: read its status again and decide anew")
+	ErrNotFound = errors.New("the object is gone")
+)
+
 // Status is one status write.
 type Status struct {
 	Kind, Namespace, Name string
@@ -56,6 +71,28 @@ type Problem struct {
 	Object   string `json:"object,omitempty"`   // Kind namespace/name
 	Field    string `json:"field,omitempty"`
 	Message  string `json:"message"` // ends with what to do
+}
+
+// String is the problem as a compiler would print it: file:line first, so that editors and terminals can jump there.
+func (p Problem) String() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Line > 0 {
+		fmt.Fprintf(&b, ":%d", p.Line)
+	}
+	if p.Document > 0 {
+		fmt.Fprintf(&b, " (document %d)", p.Document)
+	}
+	for _, part := range []string{p.Object, p.Field, p.Message} {
+		if part == "" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteString(": ")
+		}
+		b.WriteString(part)
+	}
+	return b.String()
 }
 
 // Identifier gives identities to objects that no API server gave one (D12). It blocks until the replicated identity of each
