@@ -182,6 +182,9 @@ func readable(t testing.TB, kind record.Kind, v any) any {
 			v[i] = readable(t, kind, v[i])
 		}
 	case map[string]any:
+		if v["Cluster"] != nil && v["Kind"] != nil {
+			return fmt.Sprint(v["Kind"], " ", v["Namespace"], " ", v["Name"])
+		}
 		for field, x := range v {
 			switch {
 			case empty(x) && field != "rule":

@@ -239,7 +239,7 @@ func modify(f *gatewayv1.HTTPHeaderFilter) (headerOps, error) {
 
 func changeable(name string) error {
 	if name == "" || strings.HasPrefix(name, ":") || strings.EqualFold(name, "host") {
-		return fmt.Errorf("header %q cannot be changed by a header modifier: use URLRewrite for the host and the path", name)
+		return fmt.Errorf("header %q cannot be changed by a header modifier: remove it (URLRewrite changes host and path)", name)
 	}
 	return nil
 }

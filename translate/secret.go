@@ -13,7 +13,9 @@ import (
 )
 
 // SecretContext is the additional data with which a secret record is sealed: a sealed secret that is moved to another name does not open.
-func SecretContext(k record.Key) []byte { return []byte(record.Join(k.Cluster, k.Namespace, string(k.Kind), k.Name)) }
+func SecretContext(k record.Key) []byte {
+	return []byte(record.Join(k.Cluster, k.Namespace, string(k.Kind), k.Name))
+}
 
 // secretName is the name of a secret in SDS.
 func secretName(k record.Key) string { return record.Join(k.Cluster, k.Namespace, k.Name) }

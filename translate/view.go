@@ -32,7 +32,9 @@ func (v *view) controller(class string) string {
 	return controllerOf(v.c.facts[input{"GatewayClass", "", class}])
 }
 
-func (v *view) ours(controller string) bool { return slices.Contains(v.c.cfg.ControllerNames, controller) }
+func (v *view) ours(controller string) bool {
+	return slices.Contains(v.c.cfg.ControllerNames, controller)
+}
 
 // ports gives the (scheme, port) pairs of a Gateway.
 func (v *view) ports(namespace, name string) []schemePort {

@@ -1,0 +1,65 @@
+package translate
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+type pair struct{ cert, key []byte }
+
+// certificates are some that Envoy takes and some that it does not.
+var certificates = sync.OnceValue(func() map[string]pair {
+	small, _ := rsa.GenerateKey(rand.Reader, 1024)
+	curve, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	_, edwards, _ := ed25519.GenerateKey(rand.Reader)
+	return map[string]pair{
+		"ecdsa": certificate(curve), "rsa1024": certificate(small), "ed25519": certificate(edwards),
+		"junk": {[]byte("junk"), []byte("junk")}, "none": {},
+	}
+})
+
+func certificate(key crypto.Signer) pair {
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a.example"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0), DNSNames: []string{"a.example"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		panic(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		panic(err)
+	}
+	return pair{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})}
+}
+
+// TestSecretThatEnvoyWouldReject names each case after what is wrong with it.
+func TestSecretThatEnvoyWouldReject(t *testing.T) {
+	c := certificates()
+	for name, want := range map[string]struct {
+		pair
+		reason string
+	}{
+		"good":            {c["ecdsa"], ""},
+		"empty":           {c["none"], "no usable certificate"},
+		"small key":       {c["rsa1024"], "1024 bits"},
+		"unknown key":     {c["ed25519"], "does not take"},
+		"key of another":  {pair{c["ecdsa"].cert, c["ed25519"].key}, "no usable certificate"},
+		"not a PEM block": {c["junk"], "no usable certificate"},
+	} {
+		_, reason := plainSecret("s", &secretFact{"kubernetes.io/tls", want.cert, want.key})
+		if (want.reason == "") != (reason == "") || !strings.Contains(reason, want.reason) {
+			t.Errorf("%s: %q, want %q", name, reason, want.reason)
+		}
+	}
+}
