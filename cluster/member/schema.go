@@ -208,6 +208,8 @@ func wording(e *field.Error) string {
 	case field.ErrorTypeDuplicate:
 		twice, _ := json.Marshal(e.BadValue) // it came from JSON
 		return fmt.Sprintf("%s is there twice. Remove or rename one of the two", twice)
+	case field.ErrorTypeForbidden:
+		return sentence(detail) + " Remove the field"
 	case field.ErrorTypeTooMany:
 		return sentence(e.ErrorBody()) + " Remove some"
 	case field.ErrorTypeTooLong:

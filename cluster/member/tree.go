@@ -209,7 +209,7 @@ func (t *tree) scanRoot(now time.Time, i int) {
 	w.visit(r.path, 0)
 	r.fault = errors.Join(w.failed...)
 	if r.fault != nil {
-		r.lookAgain = now.Add(absentPoll)
+		r.lookAgain = now.Add(returning)
 		if r.state == unseen {
 			return
 		}
