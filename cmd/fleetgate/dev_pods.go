@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
@@ -272,14 +274,17 @@ func (p *pods) start(backings []backing) (needed map[string]bool, err error) {
 // write makes the endpoints directory hold exactly these slices; what is as it was is not touched.
 func (p *pods) write(want map[string]*discoveryv1.EndpointSlice) error {
 	for _, name := range slices.Sorted(maps.Keys(want)) {
-		content := fmt.Sprint(want[name])
-		if p.written[name] == content {
+		b, err := yaml.Marshal(want[name])
+		if err != nil {
+			return fmt.Errorf("writing endpoints: %w", err)
+		}
+		if p.written[name] == string(b) {
 			continue
 		}
-		if err := writeYAML(filepath.Join(p.endpoints, name), want[name]); err != nil {
+		if err := replaceFile(filepath.Join(p.endpoints, name), b); err != nil {
 			return err
 		}
-		p.written[name] = content
+		p.written[name] = string(b)
 	}
 	entries, err := os.ReadDir(p.endpoints)
 	if err != nil {
@@ -301,4 +306,9 @@ func (p *pods) close() {
 	for _, s := range p.running {
 		_ = s.Close()
 	}
+}
+
+func newPods(dir, endpoints string, state *devState, save func() error, say func(string, ...any)) *pods {
+	return &pods{dir: dir, endpoints: endpoints, state: state, save: save, say: say,
+		files: map[string]manifest{}, running: map[string]*http.Server{}, written: map[string]string{}}
 }

@@ -8,12 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-
-	"sigs.k8s.io/yaml"
 )
 
 // defaultState is where dev keeps everything unless told otherwise.
 const defaultState = ".fleetgate"
+
+const stateFile = "dev.json"
 
 // devState is what dev remembers from one run to the next, in <state>/dev.json: ports must stay, for replicas know each other by them.
 type devState struct {
@@ -47,17 +47,14 @@ func lockState(dir string) error {
 // keepOpen holds locks: a file that the garbage collector closes is a lock that is lost.
 var keepOpen []*os.File
 
-// wipe removes a state directory, but only one that is dev's.
+// wipe empties a state directory of which lockState has the lock, but only one that is dev's.
 func wipe(dir string) error {
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("reading the state directory: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "lock")); err != nil {
-		return fmt.Errorf("%s does not look like a state directory of fleetgate dev, so --fresh does not remove it; name another --state", dir)
+	if len(entries) > 1 && !fileExists(filepath.Join(dir, stateFile)) {
+		return fmt.Errorf("%s does not look like a state directory of fleetgate dev, so --fresh does not empty it; name another --state", dir)
 	}
 	for _, e := range entries {
 		if e.Name() == "lock" {
@@ -73,7 +70,7 @@ func wipe(dir string) error {
 // loadState reads what an earlier run left, or makes the state of a first run with free ports. replicas 0 = as before, else 3.
 func loadState(dir string, replicas int) (*devState, error) {
 	var s devState
-	b, err := os.ReadFile(filepath.Join(dir, "dev.json"))
+	b, err := os.ReadFile(filepath.Join(dir, stateFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return newState(replicas)
 	}
@@ -81,7 +78,7 @@ func loadState(dir string, replicas int) (*devState, error) {
 		return nil, fmt.Errorf("reading the state of an earlier run: %w", err)
 	}
 	if err := json.Unmarshal(b, &s); err != nil || s.APIVersion != apiVersion || len(s.Replicas) == 0 {
-		return nil, fmt.Errorf("%s is not the state of this version of fleetgate dev; start afresh with --fresh", filepath.Join(dir, "dev.json"))
+		return nil, fmt.Errorf("%s is not the state of this version of fleetgate dev; start afresh with --fresh", filepath.Join(dir, stateFile))
 	}
 	if replicas != 0 && replicas != len(s.Replicas) {
 		return nil, fmt.Errorf("%s holds a group of %d replicas, not %d; leave --replicas out, or start afresh with --fresh", dir, len(s.Replicas), replicas)
@@ -149,7 +146,7 @@ func probe(address string) error {
 }
 
 // save writes the state; ports once given are kept.
-func (s *devState) save(dir string) error { return writeJSON(filepath.Join(dir, "dev.json"), s) }
+func (s *devState) save(dir string) error { return writeJSON(filepath.Join(dir, stateFile), s) }
 
 // writeJSON replaces a file at once: a reader sees the old or the new one.
 func writeJSON(file string, v any) error {
@@ -158,14 +155,6 @@ func writeJSON(file string, v any) error {
 		return err
 	}
 	return replaceFile(file, append(b, '\n'))
-}
-
-func writeYAML(file string, v any) error {
-	b, err := yaml.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return replaceFile(file, b)
 }
 
 func replaceFile(file string, b []byte) error {
