@@ -86,14 +86,15 @@ func matchParent(k record.Key, r *record.Route, p record.Parent, g *gateway, spa
 	return matching, gatewayv1.RouteReasonAccepted, acceptedMessage(matching)
 }
 
-// acceptedMessage tells where an accepted route is not served because its listeners are not.
+// acceptedMessage tells where an accepted route is not served because its listeners are not. Why they are not may change without an attachment
+// being redone, so it is left to their own conditions.
 func acceptedMessage(listeners []*listener) string {
 	for _, l := range listeners {
 		if l.served() {
 			return "the route is attached"
 		}
 	}
-	return fmt.Sprintf("the route is attached, but listener %q is not served: %s", listeners[0].Name, listeners[0].blocked)
+	return fmt.Sprintf("the route is attached, but listener %q is not served; see the conditions of that listener", listeners[0].Name)
 }
 
 // allows tells whether a listener's allowedRoutes take a route.

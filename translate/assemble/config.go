@@ -55,7 +55,8 @@ type config struct {
 // member is a route in a configuration with the domains that it is in.
 type member struct {
 	*served
-	hosts []string
+	hosts  []string
+	latest uint64 // the route's index as of now; the route itself is shared with other configurations and never changed
 }
 
 // host is one virtual host.
@@ -119,7 +120,7 @@ func (c *config) set(k record.Key, s *served, bindings []binding) (touched []rec
 }
 
 func (c *config) add(s *served, bindings []binding) (touched []record.Key) {
-	m := &member{served: s}
+	m := &member{served: s, latest: s.index}
 	for _, b := range bindings {
 		m.hosts = append(m.hosts, b.domain)
 		h := c.host(b.domain)
@@ -145,10 +146,10 @@ func (c *config) release(s *served) (touched []record.Key) {
 	return touched
 }
 
-// refresh notes a newer index of a route whose bytes stay.
+// refresh notes the index as of now of a route whose bytes stay.
 func (c *config) refresh(k record.Key, index uint64) {
-	if m := c.members[k]; m != nil && m.index != index {
-		m.index, c.partsDirty = index, true
+	if m := c.members[k]; m != nil && m.latest != index {
+		m.latest, c.partsDirty = index, true
 	}
 }
 
@@ -193,7 +194,7 @@ func (c *config) flush(cluster func(record.Key) (string, bool)) {
 		c.resource.Parts = maps.Clone(c.parts)
 		c.resource.Index = c.owner.Index
 		for _, m := range c.members {
-			c.resource.Index = max(c.resource.Index, m.index)
+			c.resource.Index = max(c.resource.Index, m.latest)
 		}
 	}
 	if c.usesDirty {

@@ -30,11 +30,14 @@ type dirt struct {
 // refresh brings the resources of a fleet up to date and gives those that changed, sorted.
 func (f *fleet) refresh(d *dirt, s *State) []Resource {
 	var out []Resource
+	for _, c := range f.gateway.configs {
+		c.touch(d.backends)
+	}
 	if d.all {
 		out = f.replace(f.desired(s))
 	} else {
 		for _, c := range f.gateway.configs {
-			if c.touchedBy(d.backends) {
+			if c.dirty() {
 				out = append(out, f.put(f.flushed(c, s))...)
 			}
 		}
@@ -50,12 +53,11 @@ func compareResources(a, b Resource) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name))
 }
 
-// touchedBy tells whether a configuration has to be made anew, also since a cluster that it names came or went.
-func (c *config) touchedBy(backends map[record.Key]bool) bool {
+// touch notes that clusters may have come or gone, which a configuration names or not.
+func (c *config) touch(backends map[record.Key]bool) {
 	for k := range backends {
 		c.usesDirty = c.usesDirty || c.backends[k] > 0
 	}
-	return c.dirty()
 }
 
 func (f *fleet) flushed(c *config, s *State) Resource {

@@ -32,13 +32,13 @@ type gateway struct {
 func newGateway(k record.Key, l live, controller string, s *State) *gateway {
 	r, _ := l.value.(*record.Gateway)
 	g := &gateway{
-		key:      k,
-		fleet:    record.FleetName(k.Cluster, k.Namespace, k.Name),
-		live:     l,
-		record:   r,
-		class:    controller,
-		configs:  map[string]*config{},
-		counts:   make([]int32, len(r.Listeners)),
+		key:     k,
+		fleet:   record.FleetName(k.Cluster, k.Namespace, k.Name),
+		live:    l,
+		record:  r,
+		class:   controller,
+		configs: map[string]*config{},
+		counts:  make([]int32, len(r.Listeners)),
 	}
 	g.listeners = listenersOf(r, func(k record.Key) *record.Secret { return as[record.Secret](s.entries[k]) })
 	g.index = l.Index

@@ -228,4 +228,6 @@ func configName(fleet string, l *listener) string {
 func portName(fleet string, port int32) string { return fleet + "/" + strconv.Itoa(int(port)) }
 
 // variantKey is the key of record.Match.Variants that fits a listener.
-func variantKey(l *listener) string { return strings.ToLower(l.Protocol) + "/" + strconv.Itoa(int(l.Port)) }
+func variantKey(l *listener) string {
+	return strings.ToLower(l.Protocol) + "/" + strconv.Itoa(int(l.Port))
+}

@@ -3,6 +3,7 @@ package assemble
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -93,9 +94,7 @@ func sameClient(t *testing.T, s *State, client map[string]map[resourceKey]Resour
 		if want == nil {
 			want = map[resourceKey]Resource{}
 		}
-		if d := cmp.Diff(want, got); d != "" {
-			t.Errorf("fleet %s: the deltas do not add up to its resources (-deltas +resources):\n%s", name, d)
-		}
+		same(t, "fleet "+name+": deltas against resources", want, got)
 	}
 	for name := range client {
 		if !slices.Contains(s.Fleets(), name) {
@@ -126,7 +125,7 @@ func told(t *testing.T, before, after map[record.Key]any, d Delta) {
 	t.Helper()
 	for _, m := range []map[record.Key]any{before, after} {
 		for k := range m {
-			if !slices.Contains(d.Status, k) && !cmp.Equal(before[k], after[k]) {
+			if !slices.Contains(d.Status, k) && !reflect.DeepEqual(before[k], after[k]) {
 				t.Errorf("the status of %v changed and was not announced:\n%s", k, cmp.Diff(before[k], after[k]))
 			}
 		}
@@ -135,16 +134,18 @@ func told(t *testing.T, before, after map[record.Key]any, d Delta) {
 
 func sameState(t *testing.T, got, want *State) {
 	t.Helper()
-	if d := cmp.Diff(want.Fleets(), got.Fleets()); d != "" {
-		t.Fatalf("fleets (-full +incremental):\n%s", d)
-	}
+	same(t, "fleets", want.Fleets(), got.Fleets())
 	for _, f := range want.Fleets() {
-		if d := cmp.Diff(want.Resources(f), got.Resources(f)); d != "" {
-			t.Errorf("fleet %s (-full +incremental):\n%s", f, d)
-		}
+		same(t, "fleet "+f+": full against incremental", want.Resources(f), got.Resources(f))
 	}
-	if d := cmp.Diff(allStatuses(want), allStatuses(got)); d != "" {
-		t.Errorf("statuses (-full +incremental):\n%s", d)
+	same(t, "statuses: full against incremental", allStatuses(want), allStatuses(got))
+}
+
+// same compares; the slow description is only made of a difference.
+func same(t *testing.T, what string, want, got any) {
+	t.Helper()
+	if !reflect.DeepEqual(want, got) {
+		t.Errorf("%s (-want +got):\n%s", what, cmp.Diff(want, got))
 	}
 }
 
