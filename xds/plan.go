@@ -212,7 +212,7 @@ func (sub *subscription) quiet() bool { return sub.due.empty() && len(sub.inflig
 func (s *stream) mayUse(cluster uint32, now time.Time) bool {
 	for _, t := range []Type{Listener, Route} {
 		sub := &s.types[t]
-		if !sub.started && now.Before(s.settled) {
+		if !sub.started && now.Before(s.settled) && (t == Listener || len(s.types[Listener].held) > 0) {
 			s.wakeAt(s.settled)
 			return true
 		}
