@@ -3,6 +3,8 @@ package member
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -15,8 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-
-	"github.com/fleetgate/fleetgate/translate/record"
 )
 
 // MaxFile is the largest manifest file that is read, unless told otherwise.
@@ -55,8 +55,14 @@ type parsed struct {
 }
 
 // parseFile reads all objects of a file. Every document stands for itself: a refused one leaves the others good.
-func parseFile(name string, data []byte) parsed {
-	out := parsed{refused: map[objectKey]bool{}}
+func parseFile(name string, data []byte) (out parsed) {
+	out = parsed{refused: map[objectKey]bool{}}
+	defer func() {
+		if r := recover(); r != nil { // a mistake of ours or of a library; it may not take the other files down (D16)
+			out.opaque = true
+			out.problems = append(out.problems, Problem{File: name, Message: fmt.Sprintf("reading the file ended in a panic: %v. Report this with the file", r)})
+		}
+	}()
 	docs, broken := splitDocuments(data)
 	if broken != nil {
 		out.opaque = true
@@ -306,7 +312,13 @@ func hashes(o Object) (whole, spec string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	return record.Hash(all), record.Hash(rest), nil
+	return shortHash(all), shortHash(rest), nil
+}
+
+// shortHash is the first 16 hex digits of SHA-256.
+func shortHash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 // Decode reads manifests as an API server would take them, without any server: files by name, in the order of their names. Objects have

@@ -219,6 +219,7 @@ func (r *runner) flush(ctx context.Context) {
 		r.sink(events, synced)
 	}
 	r.forgetStatus(gone, synced && !r.synced)
+	r.remember(synced && !r.synced)
 	r.synced = r.synced || synced
 }
 
@@ -337,6 +338,25 @@ func (r *runner) forgetStatus(gone map[objectKey]string, sweep bool) {
 				r.log.Warn("a stale status stays", "object", key.String(), "error", err)
 			}
 		}
+	}
+}
+
+// remember keeps what is good now for the next start, after everybody was told. Failing costs only that.
+func (r *runner) remember(sweep bool) {
+	r.mu.Lock()
+	good := r.files.good
+	r.files.good = map[place][]byte{}
+	r.mu.Unlock()
+	for at, content := range good {
+		if err := r.files.memory.remember(at.path, content); err != nil {
+			r.log.Warn("the last good content of a file cannot be kept for the next start", "file", at.path, "error", err)
+		}
+	}
+	if err := r.files.memory.rememberHolders(r.files.inventory.contested()); err != nil {
+		r.log.Warn("it cannot be kept for the next start which of several objects of one name counts", "error", err)
+	}
+	if sweep {
+		r.files.memory.sweep(r.files.known)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -663,4 +664,56 @@ func BenchmarkChange(b *testing.B) {
 			w.apply(<-w.told)
 		}
 	}
+}
+
+// TestRestartWhileAFileIsBroken: what was good before the restart stays, and a duplicate does not take over.
+func TestRestartWhileAFileIsBroken(t *testing.T) {
+	w := start(t, map[string]string{"b.yaml": service("a", 1) + "---\n" + service("b", 1), "big.yaml": service("big", 1), "gone.yaml": service("gone", 1)}, newWatcher)
+	w.awaitSynced()
+	w.write("a.yaml", service("b", 7))
+	w.awaitProblem("b.yaml:6 (document 2) already")
+	w.write("c.yaml", service("c", 1))
+	w.awaitPort("c", 1)
+	w.stop()
+	w.write("b.yaml", service("a", 2)+"---\n"+strings.Replace(service("b", 2), "port:", "prot:", 1))
+	w.write("big.yaml", strings.Repeat("#", 2<<20))
+	w.must(os.Remove(w.path("gone.yaml")))
+	w.run(newWatcher)
+	w.awaitSynced()
+	if w.port("a") != 2 || w.port("b") != 1 || w.port("big") != 1 || w.port("c") != 1 || w.port("gone") != 0 {
+		t.Errorf("a %d, b %d, big %d, c %d, gone %d", w.port("a"), w.port("b"), w.port("big"), w.port("c"), w.port("gone"))
+	}
+	w.awaitProblem("prot: unknown field")
+	w.write("gone.yaml", "{broken")
+	w.awaitProblem("gone.yaml")
+	if w.port("gone") != 0 {
+		t.Error("a broken file brought back what had been deleted")
+	}
+}
+
+func TestSecretsAreNotKeptElsewhere(t *testing.T) {
+	w := start(t, map[string]string{"a.yaml": "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {k: marker}\n"}, newWatcher)
+	w.awaitSynced()
+	w.stop()
+	err := filepath.WalkDir(filepath.Join(filepath.Dir(w.dir), "status"), func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		if data, err := os.ReadFile(path); err != nil || strings.Contains(string(data), "marker") {
+			t.Errorf("%s holds the secret (%v)", path, err)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+}
+
+// TestPipeDoesNotHangTheSource: a named pipe called like a manifest is a fault, not the end.
+func TestPipeDoesNotHangTheSource(t *testing.T) {
+	w := start(t, map[string]string{"a.yaml": service("a", 1)}, newWatcher)
+	w.must(syscall.Mkfifo(w.path("pipe.yaml"), 0o600))
+	w.awaitProblem("is no regular file")
+	w.write("a.yaml", service("a", 2))
+	w.awaitPort("a", 2)
 }

@@ -175,6 +175,15 @@ func (v *inventory) decideHolder(key objectKey) (entry, bool) {
 	return claims[v.holder[key]], true
 }
 
+// contested gives the holders of objects that more than one place claims.
+func (v *inventory) contested() map[objectKey]place {
+	held := map[objectKey]place{}
+	for key := range v.contests {
+		held[key] = v.holder[key]
+	}
+	return held
+}
+
 // allProblems lists everything that is wrong, in the order of files and lines.
 func (v *inventory) allProblems() []Problem {
 	var all []Problem

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/fleetgate/fleetgate/translate/record"
 )
 
 // tree is the files of all directories: what is known of each, and what has to be read again and when. It reads files, and
@@ -29,6 +27,8 @@ type tree struct {
 	first     map[place]bool // found by the first look at its directory, and not read yet
 	watched   map[string]bool
 	unwatched []string // found, and to be watched by the caller
+	memory    *memory
+	good      map[place][]byte // contents without fault that the memory does not have yet; nil = the file is gone
 }
 
 // root is one of the directories.
@@ -68,14 +68,17 @@ type pending struct {
 	ready time.Time // zero = decided by what
 }
 
-func newTree(dirs []string, skip string, maxFile int64) *tree {
+// newTree makes a tree of directories. status is the status directory, which is no place for manifests.
+func newTree(dirs []string, status string, maxFile int64) *tree {
 	t := &tree{
-		skip: absolute(skip), maxFile: maxFile, inventory: newInventory(), known: map[place]known{}, pending: map[place]pending{},
+		memory: &memory{dir: filepath.Join(status, ".last-good")}, good: map[place][]byte{},
+		skip: absolute(status), maxFile: maxFile, inventory: newInventory(), known: map[place]known{}, pending: map[place]pending{},
 		first: map[place]bool{}, watched: map[string]bool{},
 	}
 	for _, dir := range dirs {
 		t.roots = append(t.roots, &root{path: filepath.Clean(dir)})
 	}
+	t.inventory.holder = t.memory.holders()
 	return t
 }
 
@@ -116,6 +119,9 @@ func (t *tree) look(now time.Time, what map[string]happened) (unwatched []string
 	}
 	t.readDue(now)
 	unwatched, t.unwatched = t.unwatched, nil
+	if len(t.first) > 0 { // who holds what is decided once all files of the first look are known
+		return unwatched, nil
+	}
 	return unwatched, t.inventory.settle()
 }
 
@@ -125,8 +131,8 @@ func (t *tree) note(now time.Time, path string, what happened) {
 	if !ok {
 		return
 	}
-	if !t.roots[i].returned.IsZero() {
-		t.roots[i].returned = now
+	if r := t.roots[i]; !r.returned.IsZero() {
+		r.returned, r.lookAgain = now, now.Add(returning)
 	}
 	switch {
 	case isSwap(path): // a ConfigMap's files change by one rename of ..data, which their own names do not tell
@@ -393,6 +399,8 @@ func (t *tree) due(at place, p pending) time.Time {
 	switch {
 	case !p.ready.IsZero():
 		return p.ready
+	case p.what == writing && t.first[at]: // nothing is delivered before it is read: the wait has an end
+		return earlier(p.at.Add(quiet), p.since.Add(longestGrace))
 	case p.what == writing:
 		return p.at.Add(quiet)
 	case p.what == removed:
@@ -400,29 +408,33 @@ func (t *tree) due(at place, p pending) time.Time {
 		if last := t.roots[at.dir].lastRemoval.Add(grace); last.After(due) {
 			due = last
 		}
-		if longest := p.since.Add(longestGrace); due.After(longest) {
-			due = longest
-		}
-		return due
+		return earlier(due, p.since.Add(longestGrace))
 	default:
 		return p.at
 	}
 }
 
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 // nextDue is when look has something to do, although nothing happens; zero = never.
 func (t *tree) nextDue() time.Time {
 	var next time.Time
-	earlier := func(at time.Time) {
+	consider := func(at time.Time) {
 		if next.IsZero() || at.Before(next) {
 			next = at
 		}
 	}
 	for at, p := range t.pending {
-		earlier(t.due(at, p))
+		consider(t.due(at, p))
 	}
 	for _, r := range t.roots {
 		if !r.lookAgain.IsZero() {
-			earlier(r.lookAgain)
+			consider(r.lookAgain)
 		}
 	}
 	return next
@@ -453,12 +465,12 @@ func (t *tree) read(now time.Time, at place, p pending) {
 		t.absentFile(now, at, p)
 		return
 	case err != nil:
-		delete(t.first, at)
+		t.recall(at)
 		t.known[at] = known{}
 		t.inventory.setProblems(at.path, []Problem{unreadable(at.path, err)})
 		return
 	case info.Size() > t.maxFile || int64(len(content)) > t.maxFile:
-		delete(t.first, at)
+		t.recall(at)
 		t.known[at] = stat(info, "too large", true)
 		t.inventory.setProblems(at.path, []Problem{tooLarge(at.path, max(info.Size(), int64(len(content))), t.maxFile)})
 		return
@@ -472,7 +484,7 @@ func unreadable(path string, err error) Problem {
 
 // load reads a file, and no more of it than is allowed and a byte.
 func (t *tree) load(path string) ([]byte, fs.FileInfo, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe must not hang the source
 	if err != nil {
 		return nil, nil, err
 	}
@@ -494,7 +506,7 @@ func stat(info fs.FileInfo, hash string, settled bool) known {
 
 // take parses a file's content and takes it in, now if it is good, and when it has been left alone for a while if it could be half a save.
 func (t *tree) take(now time.Time, at place, p pending, content []byte, info fs.FileInfo) {
-	hash := record.Hash(content)
+	hash := shortHash(content)
 	before := t.known[at]
 	if before.hash == hash && before.settled {
 		t.known[at] = stat(info, hash, true)
@@ -509,8 +521,33 @@ func (t *tree) take(now time.Time, at place, p pending, content []byte, info fs.
 		return
 	}
 	t.known[at] = stat(info, hash, true)
+	if len(file.problems) > 0 {
+		t.recall(at)
+	} else if !holdsSecret(file) {
+		t.good[at] = content
+	} else {
+		t.good[at] = nil
+	}
 	delete(t.first, at)
 	t.inventory.set(at, file)
+}
+
+// recall takes in what a file was when it was last good, where this process never saw it so: it broke before the start.
+func (t *tree) recall(at place) {
+	if !t.first[at] {
+		return
+	}
+	delete(t.first, at)
+	if content := t.memory.recall(at.path); content != nil {
+		before := parseFile(at.path, content)
+		before.problems = nil
+		t.inventory.set(at, before)
+	}
+}
+
+// holdsSecret tells whether a file may not be kept elsewhere too.
+func holdsSecret(file parsed) bool {
+	return slices.ContainsFunc(file.entries, func(e entry) bool { return e.key.kind == "Secret" })
 }
 
 // absentFile takes in that a file is not there: its objects are deleted, unless its whole directory is gone.
@@ -526,6 +563,7 @@ func (t *tree) absentFile(now time.Time, at place, p pending) {
 	}
 	delete(t.first, at)
 	delete(t.known, at)
+	t.good[at] = nil
 	t.inventory.remove(at)
 }
 
