@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -38,6 +39,7 @@ func (r *ruleCompiler) decide() *action {
 	}
 	if a.redirect == nil {
 		a.clusters = r.forward()
+		a.foldHeaders()
 	}
 	if !ok {
 		r.backends = nil
@@ -278,11 +280,30 @@ func (r *ruleCompiler) share(ref *gatewayv1.HTTPBackendRef, weight uint32) (*rou
 	}
 	out := envoy.Weighted(record.ClusterName(key), weight)
 	if err := backendFilters(ref.Filters, out); err != nil {
-		r.refuse("UnsupportedValue", fmt.Sprintf("backend %s: %v", ref.Name, err))
+		r.note(&record.Problem{Condition: "PartiallyInvalid", Reason: "UnsupportedValue", Message: fmt.Sprintf("backend %s: %v", ref.Name, err)})
 		return invalid, false
 	}
 	r.use(key)
 	return out, true
+}
+
+// foldHeaders moves the rule's header changes into the shares of its backends where one of them has changes of its own: to Envoy a route's
+// changes come after a share's (and most_specific_header_mutations_wins does not change that), to the Gateway API the rule comes first.
+func (a *action) foldHeaders() {
+	if !slices.ContainsFunc(a.clusters, changesHeaders) {
+		return
+	}
+	for _, c := range a.clusters {
+		request := a.request.then(headerOps{c.RequestHeadersToAdd, c.RequestHeadersToRemove})
+		response := a.response.then(headerOps{c.ResponseHeadersToAdd, c.ResponseHeadersToRemove})
+		c.RequestHeadersToAdd, c.RequestHeadersToRemove = request.add, request.remove
+		c.ResponseHeadersToAdd, c.ResponseHeadersToRemove = response.add, response.remove
+	}
+	a.request, a.response = headerOps{}, headerOps{}
+}
+
+func changesHeaders(c *routev3.WeightedCluster_ClusterWeight) bool {
+	return len(c.RequestHeadersToAdd)+len(c.RequestHeadersToRemove)+len(c.ResponseHeadersToAdd)+len(c.ResponseHeadersToRemove) > 0
 }
 
 // backendFilters puts the filters of one backend into its cluster's share: only those on headers fit there.

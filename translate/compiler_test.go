@@ -269,16 +269,23 @@ func allRoutes(t *testing.T) [][]byte {
 		}
 		c := New(testConfig())
 		c.Apply(parseObjects(t, string(archive.Files[0].Data)))
-		for k, put := range c.Records() {
-			if k.Kind != record.KindRoute {
-				continue
-			}
-			for _, rule := range routeOf(t, put).Rules {
-				for _, m := range rule.Matches {
-					routes = append(routes, m.Bytes)
-					for _, b := range m.Variants {
-						routes = append(routes, b)
-					}
+		routes = append(routes, routesOf(t, c)...)
+	}
+	return routes
+}
+
+// routesOf gives all Envoy routes and variants that a compiler has, in the order of a single route's rules.
+func routesOf(t *testing.T, c *Compiler) [][]byte {
+	var routes [][]byte
+	for k, put := range c.Records() {
+		if k.Kind != record.KindRoute {
+			continue
+		}
+		for _, rule := range routeOf(t, put).Rules {
+			for _, m := range rule.Matches {
+				routes = append(routes, m.Bytes)
+				for _, b := range m.Variants {
+					routes = append(routes, b)
 				}
 			}
 		}

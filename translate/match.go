@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"regexp/syntax"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -209,6 +210,17 @@ func sortKey(m *gatewayv1.HTTPRouteMatch, grpc bool) record.SortKey {
 type headerOps struct {
 	add    []*corev3.HeaderValueOption
 	remove []string
+}
+
+// then gives the changes of two modifiers, one after the other, as one. Within one, Envoy removes before it adds.
+func (o headerOps) then(next headerOps) headerOps {
+	removed := func(h *corev3.HeaderValueOption) bool {
+		return slices.ContainsFunc(next.remove, func(name string) bool { return strings.EqualFold(name, h.Header.Key) })
+	}
+	return headerOps{
+		add:    append(slices.DeleteFunc(slices.Clone(o.add), removed), next.add...),
+		remove: append(slices.Clone(o.remove), next.remove...),
+	}
 }
 
 // modify reads a header modifier. Envoy refuses to change Host and pseudo-headers this way, and rejects the whole configuration for it.

@@ -131,7 +131,6 @@ func (r *ruleCompiler) refuse(reason, message string) {
 func (r *ruleCompiler) note(p *record.Problem) {
 	q := *p
 	q.Rule = r.index
-	q.Message = fmt.Sprintf("rule %d: %s", r.index, q.Message)
 	if !slices.Contains(r.problems, q) {
 		r.problems = append(r.problems, q)
 	}

@@ -9,7 +9,7 @@ import (
 const (
 	vhostName, vhostDomains, vhostRoutes = 1, 2, 3
 
-	configName, configVirtualHosts, configSpecificWins, configNoPort = 1, 2, 10, 14
+	configName, configVirtualHosts, configNoPort = 1, 2, 14
 )
 
 // VirtualHostBytes is a marshalled VirtualHost of already marshalled Routes, in their order. The caller sees to it that a domain is in one
@@ -32,8 +32,7 @@ func VirtualHostBytes(name string, domains []string, routes [][]byte) []byte {
 	return b
 }
 
-// RouteConfigurationBytes is a marshalled RouteConfiguration of already marshalled VirtualHosts. It ignores the port in the Host header, and what a
-// backend's filters do to headers wins over what its rule's do (Envoy's default is the other way round).
+// RouteConfigurationBytes is a marshalled RouteConfiguration of already marshalled VirtualHosts. It ignores the port in the Host header.
 func RouteConfigurationBytes(name string, vhosts [][]byte) []byte {
 	size := len(name) + 16
 	for _, v := range vhosts {
@@ -43,10 +42,7 @@ func RouteConfigurationBytes(name string, vhosts [][]byte) []byte {
 	for _, v := range vhosts {
 		b = appendBytes(b, configVirtualHosts, v)
 	}
-	for _, flag := range []protowire.Number{configSpecificWins, configNoPort} {
-		b = protowire.AppendVarint(protowire.AppendTag(b, flag, protowire.VarintType), 1)
-	}
-	return b
+	return protowire.AppendVarint(protowire.AppendTag(b, configNoPort, protowire.VarintType), 1)
 }
 
 func appendBytes[T string | []byte](b []byte, field protowire.Number, v T) []byte {

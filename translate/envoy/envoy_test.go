@@ -20,10 +20,9 @@ func TestConcatenation(t *testing.T) {
 		{Name: "b", Match: PrefixPath("/b/"), Action: &routev3.Route_Route{Route: Forward([]*routev3.WeightedCluster_ClusterWeight{Weighted("x", 1), Weighted("y", 3)}, 0)}},
 	}
 	want := &routev3.RouteConfiguration{
-		Name:                            "rc",
-		VirtualHosts:                    []*routev3.VirtualHost{{Name: "v", Domains: []string{"a.example", "*"}, Routes: routes}, {Name: "w", Domains: []string{"b.example"}}},
-		IgnorePortInHostMatching:        true,
-		MostSpecificHeaderMutationsWins: true,
+		Name:                     "rc",
+		VirtualHosts:             []*routev3.VirtualHost{{Name: "v", Domains: []string{"a.example", "*"}, Routes: routes}, {Name: "w", Domains: []string{"b.example"}}},
+		IgnorePortInHostMatching: true,
 	}
 	var parts [][]byte
 	for _, r := range routes {
