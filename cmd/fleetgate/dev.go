@@ -281,8 +281,8 @@ func (d *dev) settings(r devReplica) map[string]any {
 	out := map[string]any{
 		"data-dir": in("data"), "pod": r.Pod, "advertise": r.Raft, "raft-listen": r.Raft, "peers": peers,
 		"xds-listen": r.XDS, "xds-advertise": r.XDS, "admin-listen": r.Admin, "admin-advertise": r.Admin,
-		"peer-cert": in("peer.pem"), "peer-key": in("peer-key.pem"), "peer-ca": in("peer-ca.pem"),
-		"proxy-cert": in("xds.pem"), "proxy-key": in("xds-key.pem"), "proxy-ca": in("proxy-ca.pem"),
+		"peer-cert": in("peer.crt"), "peer-key": in("peer.key"), "peer-ca": d.certs.peers.CertFile(),
+		"proxy-cert": in("xds.crt"), "proxy-key": in("xds.key"), "proxy-ca": d.certs.proxies.CertFile(),
 		"seal-key-file": filepath.Join(d.state, "seal.key"), "marker-file": filepath.Join(d.state, "founded"),
 		"listen-address": d.listen, "access-log": "/dev/stdout", "log-format": "text",
 		"cluster": []any{map[string]any{"name": devCluster, "dir": []any{d.dir, filepath.Join(d.state, "endpoints")},

@@ -157,7 +157,7 @@ func (f *fleets) prepare(id xds.Identity) (*process, error) {
 	}
 	b, err := xds.Bootstrap(xds.BootstrapConfig{
 		ProxyID: id.Proxy, FleetCluster: id.Fleet(), XDSAddresses: f.xds, AdminPath: adminSocket,
-		CertFile: "cert.pem", KeyFile: "key.pem", CAFile: "ca.pem", ServerName: xdsServerName,
+		CertFile: "proxy.crt", KeyFile: "proxy.key", CAFile: f.certs.proxies.CertFile(), ServerName: xdsServerName,
 	})
 	if err != nil {
 		return nil, err

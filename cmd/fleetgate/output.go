@@ -136,3 +136,23 @@ func condition(list []conditionView, typ string) conditionView {
 	}
 	return conditionView{Type: typ, Status: "Unknown"}
 }
+
+// bad tells whether a condition says that something is wrong: some types are good news when they are False.
+func (c conditionView) bad() bool {
+	switch c.Type {
+	case "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", "InsecureFrontendValidationMode":
+		return c.Status == "True"
+	default:
+		return c.Status != "True"
+	}
+}
+
+// firstBad is the first condition that a person has to look at, nil = none.
+func firstBad(list []conditionView) *conditionView {
+	for i := range list {
+		if list[i].bad() {
+			return &list[i]
+		}
+	}
+	return nil
+}

@@ -64,12 +64,10 @@ func routeTable(items []routeView, now time.Time, namespaces bool) *table {
 	return t
 }
 
-// firstFalse gives the reason of the first condition that is not True: what a person has to look at.
+// firstFalse gives the reason of the first condition that a person has to look at.
 func firstFalse(list []conditionView) string {
-	for _, c := range list {
-		if c.Status != "True" {
-			return c.Reason
-		}
+	if c := firstBad(list); c != nil {
+		return c.Reason
 	}
 	return "<none>"
 }

@@ -72,7 +72,7 @@ func summarize(v view) statusReport {
 	}
 	for _, route := range v.Routes {
 		for _, p := range route.Parents {
-			bad := notTrue(p.Conditions)
+			bad := firstBad(p.Conditions)
 			if r.Routes.add(bad == nil) {
 				find("%s %s/%s at %s: %s: %s", route.Kind, route.Namespace, route.Name, p.Parent, bad.Reason, bad.Message)
 			}
@@ -103,15 +103,6 @@ func (c *counted) add(good bool) bool {
 		c.Good++
 	}
 	return !good
-}
-
-func notTrue(list []conditionView) *conditionView {
-	for i := range list {
-		if list[i].Status != "True" {
-			return &list[i]
-		}
-	}
-	return nil
 }
 
 // where names the place of a fault as editors know it: file:line.

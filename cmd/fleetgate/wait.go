@@ -125,7 +125,7 @@ func noteRoute(r routeView, note func(bool, string)) {
 		note(false, "none of its parents is ours")
 	}
 	for _, p := range r.Parents {
-		if bad := notTrue(p.Conditions); bad != nil {
+		if bad := firstBad(p.Conditions); bad != nil {
 			note(false, bad.Reason+": "+bad.Message)
 			continue
 		}
