@@ -248,6 +248,9 @@ func duration(field string, d *gatewayv1.Duration) (time.Duration, error) {
 	return out, nil
 }
 
+// maxWeight is the API's own limit: Envoy rejects weights whose sum overflows.
+const maxWeight = 1_000_000
+
 // forward gives the weighted clusters, with the invalid cluster in place of what cannot be used; nothing where no valid one has weight.
 func (r *ruleCompiler) forward() []*routev3.WeightedCluster_ClusterWeight {
 	var out []*routev3.WeightedCluster_ClusterWeight
@@ -256,7 +259,7 @@ func (r *ruleCompiler) forward() []*routev3.WeightedCluster_ClusterWeight {
 		ref := &r.rule.BackendRefs[i]
 		weight := uint32(1)
 		if ref.Weight != nil {
-			weight = uint32(max(*ref.Weight, 0))
+			weight = uint32(min(max(*ref.Weight, 0), maxWeight))
 		}
 		cluster, ok := r.share(ref, weight)
 		if ok {

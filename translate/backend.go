@@ -147,7 +147,7 @@ func mustBytes(m proto.Message, err error) []byte {
 
 // resolveBackend checks a reference to a backend. The order matters: a reference that is not permitted tells nothing about what is there.
 func resolveBackend(v *view, from record.Object, ref gatewayv1.BackendObjectReference, consumer string) (record.Key, *record.Problem) {
-	if (ref.Group != nil && *ref.Group != "" && *ref.Group != "core") || (ref.Kind != nil && *ref.Kind != "Service") {
+	if (ref.Group != nil && *ref.Group != "") || (ref.Kind != nil && *ref.Kind != "Service") {
 		p := unresolved("InvalidKind", fmt.Sprintf("backend %s is no core Service: only Services are supported", ref.Name))
 		return record.Key{}, &p
 	}

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -123,11 +124,12 @@ func serviceOf(s *corev1.Service) *serviceFact {
 	return f
 }
 
-// sliceOf keeps the addresses that are ready and serving; unset means yes. Addresses that are names are not usable.
+// sliceOf keeps the addresses that are ready and serving; unset means yes. What is no IP address or port is left out: one such would make Envoy
+// reject the whole response, with the endpoints of others in it.
 func sliceOf(s *discoveryv1.EndpointSlice) *sliceFact {
 	f := &sliceFact{service: s.Labels[discoveryv1.LabelServiceName]}
 	for _, p := range s.Ports {
-		if p.Port == nil {
+		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
 			continue
 		}
 		port := slicePort{port: *p.Port, protocol: protocolOf(p.Protocol)}
@@ -136,12 +138,14 @@ func sliceOf(s *discoveryv1.EndpointSlice) *sliceFact {
 		}
 		f.ports = append(f.ports, port)
 	}
-	if s.AddressType == discoveryv1.AddressTypeFQDN {
-		return f
-	}
 	for _, e := range s.Endpoints {
-		if yes(e.Conditions.Ready) && yes(e.Conditions.Serving) {
-			f.addresses = append(f.addresses, e.Addresses...)
+		if !yes(e.Conditions.Ready) || !yes(e.Conditions.Serving) {
+			continue
+		}
+		for _, a := range e.Addresses {
+			if ip, err := netip.ParseAddr(a); err == nil && ip.Zone() == "" {
+				f.addresses = append(f.addresses, a)
+			}
 		}
 	}
 	slices.Sort(f.addresses)

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,18 +50,34 @@ func plainSecret(name string, f *secretFact) (plain []byte, reason string) {
 	if err != nil {
 		return nil, fmt.Sprintf("holds no usable certificate and key (%v): put matching PEM into tls.crt and tls.key", err)
 	}
-	switch key := pair.Leaf.PublicKey.(type) {
-	case *rsa.PublicKey:
-		if key.N.BitLen() < 2048 {
-			return nil, fmt.Sprintf("has an RSA key of %d bits: use at least 2048", key.N.BitLen())
-		}
-	case *ecdsa.PublicKey:
-	default:
-		return nil, "has a key of a kind that Envoy does not take: use RSA or ECDSA"
+	if reason := checkChain(pair); reason != "" {
+		return nil, reason
 	}
 	plain, err = envoy.Marshal(envoy.TLSSecret(name, f.certificate, f.key))
 	if err != nil {
 		return nil, fmt.Sprintf("is not valid (%v): correct it", err)
 	}
 	return plain, ""
+}
+
+// checkChain holds a chain against what BoringSSL takes.
+func checkChain(pair tls.Certificate) (reason string) {
+	for i, der := range pair.Certificate {
+		if _, err := x509.ParseCertificate(der); err != nil {
+			return fmt.Sprintf("holds a chain whose certificate %d is broken (%v): correct tls.crt", i+1, err)
+		}
+	}
+	switch key := pair.Leaf.PublicKey.(type) {
+	case *rsa.PublicKey:
+		if key.N.BitLen() < 2048 {
+			return fmt.Sprintf("has an RSA key of %d bits: use at least 2048", key.N.BitLen())
+		}
+	case *ecdsa.PublicKey:
+		if key.Curve.Params().BitSize < 256 {
+			return fmt.Sprintf("has a key on curve %s: use P-256, P-384 or P-521", key.Curve.Params().Name)
+		}
+	default:
+		return "has a key of a kind that Envoy does not take: use RSA or ECDSA"
+	}
+	return ""
 }

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,9 +24,10 @@ type pair struct{ cert, key []byte }
 var certificates = sync.OnceValue(func() map[string]pair {
 	small, _ := rsa.GenerateKey(rand.Reader, 1024)
 	curve, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	weak, _ := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	_, edwards, _ := ed25519.GenerateKey(rand.Reader)
 	return map[string]pair{
-		"ecdsa": certificate(curve), "rsa1024": certificate(small), "ed25519": certificate(edwards),
+		"ecdsa": certificate(curve), "rsa1024": certificate(small), "ed25519": certificate(edwards), "p224": certificate(weak),
 		"junk": {[]byte("junk"), []byte("junk")}, "none": {},
 	}
 })
@@ -53,6 +55,8 @@ func TestSecretThatEnvoyWouldReject(t *testing.T) {
 		"good":            {c["ecdsa"], ""},
 		"empty":           {c["none"], "no usable certificate"},
 		"small key":       {c["rsa1024"], "1024 bits"},
+		"weak curve":      {c["p224"], "P-224"},
+		"broken chain":    {pair{append(slices.Clone(c["ecdsa"].cert), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})...), c["ecdsa"].key}, "certificate 2"},
 		"unknown key":     {c["ed25519"], "does not take"},
 		"key of another":  {pair{c["ecdsa"].cert, c["ed25519"].key}, "no usable certificate"},
 		"not a PEM block": {c["junk"], "no usable certificate"},

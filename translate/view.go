@@ -75,7 +75,7 @@ func (g *grantFact) allows(fromKind, fromNamespace, toKind, toName string) bool 
 		return f.Group == gatewayv1.GroupName && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace
 	})
 	return from && slices.ContainsFunc(g.to, func(t gatewayv1.ReferenceGrantTo) bool {
-		return (t.Group == "" || t.Group == "core") && string(t.Kind) == toKind && (t.Name == nil || *t.Name == "" || string(*t.Name) == toName)
+		return t.Group == "" && string(t.Kind) == toKind && (t.Name == nil || *t.Name == "" || string(*t.Name) == toName)
 	})
 }
 
