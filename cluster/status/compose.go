@@ -1,0 +1,162 @@
+// Package status composes what is written back to member clusters, and writes it (D8).
+//
+// Status is a pure function of committed state (translate/assemble) and of what proxies ACKed; the leader alone writes it. A Gateway's Programmed
+// follows its own records, never routes; a route has the condition fleetgate.io/Programmed in our parents entries. Entries of other
+// controllers are kept as they are.
+package status
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/assemble"
+)
+
+// ConditionRouteProgrammed tells in a route's parents entry whether the proxies of that parent run it.
+const ConditionRouteProgrammed = "fleetgate.io/Programmed"
+
+// Convergence is how far a fleet has come with an index.
+type Convergence struct {
+	Counted  int    // proxies that count
+	Acked    int    // of those, that ACKed everything up to the index
+	Rejected string // what a proxy said when it refused, "" = nobody refused
+	Settled  bool   // it was fully live before, or every live replica has reported: a False may be believed
+}
+
+// Live tells whether every proxy that counts runs it.
+func (c Convergence) Live() bool { return c.Counted > 0 && c.Acked >= c.Counted && c.Rejected == "" }
+
+func (c Convergence) condition(kind string, generation int64) metav1.Condition {
+	out := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, ObservedGeneration: generation, Reason: "Pending",
+		Message: fmt.Sprintf("%d of %d proxies", c.Acked, c.Counted)}
+	switch {
+	case c.Rejected != "":
+		out.Reason, out.Message = "Rejected", c.Rejected
+	case c.Counted == 0:
+		out.Message = "no proxy of this Gateway has connected yet"
+	case c.Live():
+		out.Status, out.Reason = metav1.ConditionTrue, "Programmed"
+	}
+	return out
+}
+
+// Gateway composes a Gateway's status from what is committed and how far its fleet is.
+func Gateway(s assemble.GatewayStatus, addresses []string, c Convergence, now metav1.Time, present gatewayv1.GatewayStatus) gatewayv1.GatewayStatus {
+	programmed := c.condition(string(gatewayv1.GatewayConditionProgrammed), s.Object.Generation)
+	if !s.Valid {
+		programmed.Status, programmed.Reason, programmed.Message = metav1.ConditionFalse, string(gatewayv1.GatewayReasonInvalid), "no listener of this Gateway can be served; see the listeners' conditions"
+	}
+	out := gatewayv1.GatewayStatus{}
+	for _, a := range addresses {
+		kind := gatewayv1.IPAddressType
+		out.Addresses = append(out.Addresses, gatewayv1.GatewayStatusAddress{Type: &kind, Value: a})
+	}
+	out.Conditions = merge(present.Conditions, append(slices.Clone(s.Conditions), programmed), now)
+	for _, l := range s.Listeners {
+		conditions := slices.Clone(l.Conditions)
+		if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == "Programmed" }) {
+			p := c.condition(string(gatewayv1.ListenerConditionProgrammed), s.Object.Generation)
+			if broken(conditions) {
+				p.Status, p.Reason, p.Message = metav1.ConditionFalse, string(gatewayv1.ListenerReasonInvalid), "this listener cannot be served; see its other conditions"
+			}
+			conditions = append(conditions, p)
+		}
+		l.Conditions = merge(listenerConditions(present, l.Name), conditions, now)
+		out.Listeners = append(out.Listeners, l)
+	}
+	return out
+}
+
+// broken tells whether a listener's own conditions keep it from being served.
+func broken(conditions []metav1.Condition) bool {
+	for _, c := range conditions {
+		if (c.Type == "Accepted" || c.Type == "ResolvedRefs") && c.Status == metav1.ConditionFalse || c.Type == "Conflicted" && c.Status == metav1.ConditionTrue {
+			return true
+		}
+	}
+	return false
+}
+
+func listenerConditions(present gatewayv1.GatewayStatus, name gatewayv1.SectionName) []metav1.Condition {
+	for _, l := range present.Listeners {
+		if l.Name == name {
+			return l.Conditions
+		}
+	}
+	return nil
+}
+
+// Route composes a route's status; converge gives how far the fleet of a parent is with this route.
+func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now metav1.Time, present gatewayv1.RouteStatus, ours func(controller gatewayv1.GatewayController) bool) gatewayv1.RouteStatus {
+	var out gatewayv1.RouteStatus
+	for _, p := range s.Parents {
+		conditions := slices.Clone(p.Conditions)
+		if p.Attached {
+			c := converge(p.Fleet).condition(ConditionRouteProgrammed, s.Object.Generation)
+			if s.Pending != "" {
+				c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Pending", s.Pending
+			}
+			conditions = append(conditions, c)
+		}
+		entry := gatewayv1.RouteParentStatus{ParentRef: p.Ref, ControllerName: gatewayv1.GatewayController(p.Controller)}
+		entry.Conditions = merge(parentConditions(present, entry), conditions, now)
+		out.Parents = append(out.Parents, entry)
+	}
+	for _, p := range present.Parents {
+		if !ours(p.ControllerName) {
+			out.Parents = append(out.Parents, p)
+		}
+	}
+	return out
+}
+
+func parentConditions(present gatewayv1.RouteStatus, entry gatewayv1.RouteParentStatus) []metav1.Condition {
+	want := asJSON(entry.ParentRef)
+	for _, p := range present.Parents {
+		if p.ControllerName == entry.ControllerName && asJSON(p.ParentRef) == want {
+			return p.Conditions
+		}
+	}
+	return nil
+}
+
+// merge takes over the time of the last transition where a condition's status is what it was, and keeps conditions of other types that somebody else put there.
+func merge(present, want []metav1.Condition, now metav1.Time) []metav1.Condition {
+	out := make([]metav1.Condition, 0, len(want))
+	for _, c := range want {
+		c.LastTransitionTime = now
+		for _, p := range present {
+			if p.Type == c.Type && p.Status == c.Status {
+				c.LastTransitionTime = p.LastTransitionTime
+			}
+		}
+		out = append(out, c)
+	}
+	for _, p := range present {
+		if !slices.ContainsFunc(out, func(c metav1.Condition) bool { return c.Type == p.Type }) && foreign(p.Type) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// foreign tells whether a condition type is none that the Gateway API or Fleetgate defines: those belong to others and are kept.
+func foreign(kind string) bool {
+	switch kind {
+	case "Accepted", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", ConditionRouteProgrammed:
+		return false
+	}
+	return true
+}
+
+func asJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(b)
+}

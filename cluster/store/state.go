@@ -1,0 +1,72 @@
+package store
+
+import (
+	"maps"
+	"slices"
+)
+
+// memory is what is kept in memory beside bbolt, rebuilt by one scan at open (D9). It is changed only by the goroutine that applies, under Store.mu.
+type memory struct {
+	exists     map[Key]bool
+	referrers  map[Key]map[Key]int // referee -> referrer -> how many of its contents (1 or 2) name it
+	version    uint64              // of the table
+	rows       map[uint64]Row
+	epoch      uint64               // highest epoch ever given
+	lastSeq    map[[2]uint64]uint64 // (row, epoch) -> last sequence
+	replicas   map[string]Replica
+	fleets     map[string]Fleet
+	pins       map[Key]Pin
+	identities map[identityKey]Identity
+	clusterID  string
+	hash       [32]byte
+	applied    uint64
+}
+
+type identityKey struct{ Cluster, Kind, Namespace, Name string }
+
+func newMemory() *memory {
+	return &memory{exists: map[Key]bool{}, referrers: map[Key]map[Key]int{}, rows: map[uint64]Row{}, lastSeq: map[[2]uint64]uint64{},
+		replicas: map[string]Replica{}, fleets: map[string]Fleet{}, pins: map[Key]Pin{}, identities: map[identityKey]Identity{}}
+}
+
+// index adds (or with n = -1 takes away) a record's references.
+func (m *memory) index(r *Record, n int) {
+	for _, c := range []*Content{&r.Cur, r.Prev} {
+		if c == nil {
+			continue
+		}
+		for _, ref := range c.Refs {
+			by := m.referrers[ref]
+			if by == nil {
+				by = map[Key]int{}
+				m.referrers[ref] = by
+			}
+			if by[r.Key] += n; by[r.Key] <= 0 {
+				delete(by, r.Key)
+			}
+			if len(by) == 0 {
+				delete(m.referrers, ref)
+			}
+		}
+	}
+}
+
+// live tells whether a content may be served: all that it names exists, and it is not pinned away.
+func (m *memory) live(k Key, c *Content) bool {
+	if pin, ok := m.pins[k]; ok && pin.Hash == c.Hash {
+		return false
+	}
+	return !slices.ContainsFunc(c.Refs, func(ref Key) bool { return !m.exists[ref] })
+}
+
+// covers tells whether a row covers a key.
+func (r Row) covers(k Key) bool {
+	h := Hash(k.Namespace)
+	return r.Cluster == k.Cluster && h >= r.From && (r.To == 0 || h < r.To)
+}
+
+func (m *memory) sortedRows() []Row {
+	out := slices.Collect(maps.Values(m.rows))
+	slices.SortFunc(out, func(a, b Row) int { return int(int64(a.ID) - int64(b.ID)) })
+	return out
+}

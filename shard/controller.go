@@ -1,0 +1,356 @@
+package shard
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/translate"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// Proposer puts a command through the log and gives its typed result.
+type Proposer interface {
+	Propose(ctx context.Context, cmd store.Command) (store.Result, error)
+}
+
+// maxEntry bounds the payload bytes of one proposal (D9).
+const maxEntry = 256 << 10
+
+// errFenced says that this row belongs to somebody else by now.
+var errFenced = errors.New("the row has another owner or epoch")
+
+// Controller compiles one row: a queue of events, a compiler, and what is still to be proposed. One goroutine, run, owns everything below mu's part.
+type Controller struct {
+	row      store.Row
+	session  string
+	db       *store.Store
+	propose  Proposer
+	compiler *translate.Compiler
+	guard    Guard
+	log      *slog.Logger
+	count    func(routes int)
+
+	mu       sync.Mutex
+	queue    []translate.Event
+	dirty    map[store.Key]bool // backends and secrets of ours whose referrers may have changed
+	resync   bool               // look at all references again
+	synced   bool
+	draining bool
+	wake     chan struct{}
+
+	seq     uint64
+	swept   bool
+	pending map[store.Key]store.Op
+	wanted  map[store.Key]bool // keys of this row that committed references name
+	held    string             // why deletions wait, "" = they do not
+}
+
+// Guard bounds what a sweep may delete at once (D10).
+type Guard struct {
+	Share float64 // of the row's routes
+	Min   int     // never guard fewer deletions than this
+}
+
+func newController(row store.Row, m *Manager) *Controller {
+	c := &Controller{
+		row: row, session: m.cfg.Session, db: m.cfg.Store, propose: m.cfg.Proposer, guard: m.cfg.Guard,
+		log:   m.cfg.Logger.With("row", row.ID, "cluster", row.Cluster, "epoch", row.Epoch),
+		count: func(n int) { m.compiled.Add(uint64(n)) },
+		dirty: map[store.Key]bool{}, wake: make(chan struct{}, 1), resync: true,
+		pending: map[store.Key]store.Op{}, wanted: map[store.Key]bool{},
+	}
+	cfg := m.cfg.Translate
+	cfg.Cluster = row.Cluster
+	cfg.Owns = func(ns string) bool { return Contains(row, ns) }
+	c.compiler = translate.New(cfg)
+	return c
+}
+
+func (c *Controller) signal() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// deliver queues events; it never blocks.
+func (c *Controller) deliver(events []translate.Event, synced bool) {
+	c.mu.Lock()
+	c.queue = append(c.queue, events...)
+	c.synced = c.synced || synced
+	c.mu.Unlock()
+	c.signal()
+}
+
+// referred says that the references to these keys may have changed.
+func (c *Controller) referred(keys []store.Key) {
+	c.mu.Lock()
+	for _, k := range keys {
+		c.dirty[k] = true
+	}
+	c.mu.Unlock()
+	c.signal()
+}
+
+func (c *Controller) drain() {
+	c.mu.Lock()
+	c.draining = true
+	c.mu.Unlock()
+	c.signal()
+}
+
+// take empties the inbox.
+func (c *Controller) take() (events []translate.Event, dirty map[store.Key]bool, resync, synced, draining bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	events, dirty, resync = c.queue, c.dirty, c.resync
+	c.queue, c.dirty, c.resync = nil, map[store.Key]bool{}, false
+	return events, dirty, resync, c.synced, c.draining
+}
+
+// run works until ctx ends, the row is drained, or a proposal is fenced.
+func (c *Controller) run(ctx context.Context) error {
+	for {
+		events, dirty, resync, synced, draining := c.take()
+		if draining {
+			return nil
+		}
+		c.compile(events, dirty, resync)
+		if synced && !c.swept {
+			if err := c.sweep(); err != nil {
+				return err
+			}
+			c.swept = true
+		}
+		if c.swept && len(c.pending) > 0 {
+			if err := c.send(ctx); err != nil {
+				return err
+			}
+			continue // what arrived meanwhile rides in the next one
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.wake:
+		}
+	}
+}
+
+// compile feeds the compiler; before the sweep its output is only remembered by the compiler itself (unknown is not absent).
+func (c *Controller) compile(events []translate.Event, dirty map[store.Key]bool, resync bool) {
+	if len(events) > 0 {
+		c.take1(c.compiler.Apply(events))
+	}
+	if c.updateWanted(dirty, resync) {
+		keys := make([]record.Key, 0, len(c.wanted))
+		for k := range c.wanted {
+			keys = append(keys, recordKey(k))
+		}
+		slices.SortFunc(keys, compareKeys)
+		c.take1(c.compiler.Referenced(keys))
+	}
+}
+
+// updateWanted brings the set of referenced keys up to date; it tells whether the set changed. A key whose deletion was refused is tried again.
+func (c *Controller) updateWanted(dirty map[store.Key]bool, resync bool) bool {
+	changed := false
+	if resync {
+		for _, k := range c.db.Referenced(c.row.Cluster) {
+			dirty[k] = true
+		}
+	}
+	for k := range dirty {
+		if k.Cluster != c.row.Cluster || !Contains(c.row, k.Namespace) {
+			continue
+		}
+		is := len(c.db.Referrers(k)) > 0
+		if is != c.wanted[k] {
+			changed = true
+			if is {
+				c.wanted[k] = true
+			} else {
+				delete(c.wanted, k)
+			}
+		}
+		if !is && c.swept {
+			c.retryDelete(k)
+		}
+	}
+	return changed
+}
+
+// retryDelete deletes what the compiler no longer wants and the store still has.
+func (c *Controller) retryDelete(k store.Key) {
+	if _, ok := c.compiler.Record(recordKey(k)); ok {
+		return
+	}
+	if r, err := c.db.Get(k); err == nil && r != nil {
+		c.pending[k] = store.Op{Key: k}
+	}
+}
+
+func (c *Controller) take1(out translate.Output) {
+	c.count(out.Compiled)
+	for _, p := range out.Puts {
+		k := storeKey(p.Key)
+		c.pending[k] = putOp(p)
+	}
+	for _, d := range out.Deletes {
+		c.pending[storeKey(d)] = store.Op{Key: storeKey(d)}
+	}
+}
+
+func putOp(p translate.Put) store.Op {
+	refs := make([]store.Key, len(p.Refs))
+	for i, r := range p.Refs {
+		refs[i] = storeKey(r)
+	}
+	return store.Op{Key: storeKey(p.Key), Content: &store.Content{Hash: record.Hash(p.Payload), Payload: p.Payload, Refs: refs}}
+}
+
+// sweep is the owner's first act after sync (D10): it proposes only what differs from the store, and deletes what is gone, through the guard.
+func (c *Controller) sweep() error {
+	want := c.compiler.Records()
+	var gone []store.Key
+	routes, goneRoutes := 0, 0
+	clear(c.pending)
+	err := c.db.Scan(func(r *store.Record) error {
+		if r.Key.Cluster != c.row.Cluster || !Contains(c.row, r.Key.Namespace) {
+			return nil
+		}
+		isRoute := r.Key.Kind == string(record.KindRoute)
+		if isRoute {
+			routes++
+		}
+		p, ok := want[recordKey(r.Key)]
+		switch {
+		case !ok:
+			gone = append(gone, r.Key)
+			if isRoute {
+				goneRoutes++
+			}
+		case record.Hash(p.Payload) == r.Cur.Hash && sameRefs(p.Refs, r.Cur.Refs):
+			delete(want, recordKey(r.Key))
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("comparing the row with the store: %w", err)
+	}
+	for _, p := range want {
+		c.pending[storeKey(p.Key)] = putOp(p)
+	}
+	if c.guard.Share > 0 && goneRoutes >= c.guard.Min && float64(goneRoutes) > c.guard.Share*float64(routes) {
+		c.held = fmt.Sprintf("%d of %d routes of this row would be deleted at once after a relist; they are kept. If that is what you want, delete them while this replica watches, or raise --deletion-guard", goneRoutes, routes)
+		c.log.Warn("deletions held", "why", c.held)
+		return nil
+	}
+	for _, k := range gone {
+		c.pending[k] = store.Op{Key: k}
+	}
+	return nil
+}
+
+func sameRefs(a []record.Key, b []store.Key) bool {
+	return slices.EqualFunc(a, b, func(x record.Key, y store.Key) bool { return storeKey(x) == y })
+}
+
+// batch takes the next operations in an order that never refers to what is not there: puts of referees, of referrers, then deletions of referrers, of
+// referees; at most maxEntry bytes.
+func (c *Controller) batch() []store.Op {
+	ops := make([]store.Op, 0, len(c.pending))
+	for _, op := range c.pending {
+		ops = append(ops, op)
+	}
+	slices.SortFunc(ops, func(a, b store.Op) int {
+		return cmp.Or(cmp.Compare(stage(a), stage(b)), compareKeys(recordKey(a.Key), recordKey(b.Key)))
+	})
+	size := 0
+	for i, op := range ops {
+		if op.Content != nil {
+			size += len(op.Content.Payload)
+		}
+		size += 128
+		if i > 0 && size > maxEntry {
+			return ops[:i]
+		}
+	}
+	return ops
+}
+
+// stage orders operations within a change.
+func stage(op store.Op) int {
+	referrer := op.Key.Kind == string(record.KindRoute) || op.Key.Kind == string(record.KindGateway)
+	switch {
+	case op.Content != nil && !referrer:
+		return 0
+	case op.Content != nil:
+		return 1
+	case referrer:
+		return 2
+	}
+	return 3
+}
+
+// send proposes the next batch and waits for its result. A retry is harmless by (row, epoch, seq).
+func (c *Controller) send(ctx context.Context) error {
+	ops := c.batch()
+	c.seq++
+	cmd := store.Command{Put: &store.PutCommand{Proposer: c.session, Row: c.row.ID, Epoch: c.row.Epoch, Seq: c.seq, Ops: ops}}
+	for {
+		res, err := c.propose.Propose(ctx, cmd)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			c.log.Debug("proposal not accepted yet", "err", err)
+			if !sleep(ctx, 50*time.Millisecond) {
+				return ctx.Err()
+			}
+			continue
+		case res.Code == store.CodeFenced:
+			return errFenced
+		case res.Code == store.CodeTooLarge:
+			c.log.Error("a record is too large for the log: it keeps its last good content", "detail", res.Message)
+		}
+		c.done(ops)
+		return nil
+	}
+}
+
+// done forgets what was proposed, unless it changed meanwhile. Deletions that a reference forbids come back when the reference goes.
+func (c *Controller) done(ops []store.Op) {
+	for _, op := range ops {
+		delete(c.pending, op.Key)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func storeKey(k record.Key) store.Key {
+	return store.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: string(k.Kind), Name: k.Name}
+}
+
+func recordKey(k store.Key) record.Key {
+	return record.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: record.Kind(k.Kind), Name: k.Name}
+}
+
+func compareKeys(a, b record.Key) int {
+	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+}

@@ -1,0 +1,226 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/translate"
+)
+
+// Config is what a Manager works with.
+type Config struct {
+	Session   string // ours: replica id, "@", boot number
+	Store     *store.Store
+	Proposer  Proposer
+	Translate translate.Config // Cluster and Owns are set for each row
+	Guard     Guard
+	Logger    *slog.Logger
+}
+
+// Manager runs one Controller for each row that this session owns, and stops it when ownership ends.
+type Manager struct {
+	cfg      Config
+	compiled atomic.Uint64
+
+	mu      sync.Mutex
+	caches  map[string]*cache
+	running map[uint64]*running
+	drained map[uint64]uint64 // row -> epoch at which we stopped it
+	refs    map[store.Key][]store.Key
+}
+
+type running struct {
+	row    store.Row
+	ctl    *Controller
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// NewManager makes a manager; Run starts it.
+func NewManager(cfg Config) *Manager {
+	return &Manager{cfg: cfg, caches: map[string]*cache{}, running: map[uint64]*running{}, drained: map[uint64]uint64{}, refs: map[store.Key][]store.Key{}}
+}
+
+// Compiled counts the routes compiled by this session.
+func (m *Manager) Compiled() uint64 { return m.compiled.Load() }
+
+// Observe takes events of a member cluster; synced says that every kind was seen.
+func (m *Manager) Observe(cluster string, events []translate.Event, synced bool) {
+	m.cacheOf(cluster).observe(events, synced)
+}
+
+// Object reads a cluster's last known object, nil if there is none.
+func (m *Manager) Object(cluster, kind, namespace, name string) translate.Object {
+	return m.cacheOf(cluster).get(kind, namespace, name)
+}
+
+// Weights counts objects for each namespace of each synced cluster.
+func (m *Manager) Weights() map[string]map[string]uint64 {
+	m.mu.Lock()
+	caches := make(map[string]*cache, len(m.caches))
+	for n, c := range m.caches {
+		caches[n] = c
+	}
+	m.mu.Unlock()
+	out := map[string]map[string]uint64{}
+	for n, c := range caches {
+		if w, synced := c.weights(); synced {
+			out[n] = w
+		}
+	}
+	return out
+}
+
+// Synced tells which clusters have been seen whole.
+func (m *Manager) Synced(cluster string) bool {
+	_, synced := m.cacheOf(cluster).weights()
+	return synced
+}
+
+// Drained lists rows that were asked to move and have stopped, with their epoch.
+func (m *Manager) Drained() map[uint64]uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[uint64]uint64, len(m.drained))
+	for k, v := range m.drained {
+		out[k] = v
+	}
+	return out
+}
+
+func (m *Manager) cacheOf(cluster string) *cache {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.caches[cluster]
+	if c == nil {
+		c = newCache()
+		m.caches[cluster] = c
+	}
+	return c
+}
+
+// Run follows the shard table until ctx ends, then stops all controllers.
+func (m *Manager) Run(ctx context.Context) {
+	events, cancel := m.cfg.Store.Subscribe()
+	defer cancel()
+	defer m.stopAll()
+	m.reconcile(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-events:
+			if e.TableMoved || e.Reset {
+				m.reconcile(ctx)
+			}
+			m.spread(e)
+		}
+	}
+}
+
+// spread tells controllers which keys of theirs may have won or lost a referrer.
+func (m *Manager) spread(e store.Event) {
+	var keys []store.Key
+	for _, ch := range e.Changes {
+		keys = append(keys, m.refs[ch.Key]...)
+		delete(m.refs, ch.Key)
+		if ch.Record == nil {
+			continue
+		}
+		refs := append([]store.Key(nil), ch.Record.Cur.Refs...)
+		if ch.Record.Prev != nil {
+			refs = append(refs, ch.Record.Prev.Refs...)
+		}
+		if len(refs) > 0 {
+			m.refs[ch.Key] = refs
+			keys = append(keys, refs...)
+		}
+	}
+	if len(keys) == 0 && !e.Reset {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.running {
+		r.ctl.referred(keys)
+	}
+}
+
+// reconcile starts and stops controllers so that they are the rows that this session owns.
+func (m *Manager) reconcile(ctx context.Context) {
+	_, rows := m.cfg.Store.Table()
+	mine := map[uint64]store.Row{}
+	for _, r := range rows {
+		if r.Owner == m.cfg.Session {
+			mine[r.ID] = r
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, r := range m.running {
+		want, ok := mine[id]
+		switch {
+		case !ok || want.Epoch != r.row.Epoch:
+			r.cancel()
+			delete(m.running, id)
+		case want.Next != "":
+			r.ctl.drain()
+		}
+	}
+	for id, epoch := range m.drained {
+		if want, ok := mine[id]; !ok || want.Epoch != epoch {
+			delete(m.drained, id)
+		}
+	}
+	for id, r := range mine {
+		if m.running[id] == nil && m.drained[id] != r.Epoch {
+			m.running[id] = m.start(ctx, r)
+		}
+	}
+}
+
+// start runs a controller; the caller holds mu.
+func (m *Manager) start(ctx context.Context, row store.Row) *running {
+	cctx, cancel := context.WithCancel(ctx)
+	r := &running{row: row, cancel: cancel, done: make(chan struct{}), ctl: newController(row, m)}
+	c := m.caches[row.Cluster]
+	if c == nil {
+		c = newCache()
+		m.caches[row.Cluster] = c
+	}
+	go func() {
+		defer close(r.done)
+		c.join(r.ctl)
+		defer c.leave(r.ctl)
+		err := r.ctl.run(cctx)
+		switch {
+		case err == nil:
+			m.mu.Lock()
+			m.drained[row.ID] = row.Epoch
+			if m.running[row.ID] == r {
+				delete(m.running, row.ID)
+			}
+			m.mu.Unlock()
+		case !errors.Is(err, context.Canceled):
+			r.ctl.log.Info("stopped compiling a row", "why", err)
+		}
+	}()
+	return r
+}
+
+func (m *Manager) stopAll() {
+	m.mu.Lock()
+	all := make([]*running, 0, len(m.running))
+	for _, r := range m.running {
+		all = append(all, r)
+	}
+	m.mu.Unlock()
+	for _, r := range all {
+		r.cancel()
+		<-r.done
+	}
+}
