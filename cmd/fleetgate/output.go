@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -45,7 +46,8 @@ func (t *table) add(cells []string, wide ...string) {
 
 // write prints the table as kubectl does: no borders, three spaces between columns.
 func (t *table) write(w io.Writer, wide bool) error {
-	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	var b bytes.Buffer
+	tw := tabwriter.NewWriter(&b, 0, 8, 3, ' ', 0)
 	line := func(cells, more []string) {
 		if wide {
 			cells = append(append([]string(nil), cells...), more...)
@@ -56,7 +58,15 @@ func (t *table) write(w io.Writer, wide bool) error {
 	for i, row := range t.rows {
 		line(row, t.wideRows[i])
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for line := range bytes.Lines(b.Bytes()) { // an empty last cell leaves blanks
+		if _, err := fmt.Fprintf(w, "%s\n", bytes.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printList writes data as JSON or YAML, or the table.
