@@ -88,6 +88,11 @@ func (s *stream) current(r *response) (out []*item) {
 func (s *stream) probe(r *response, now time.Time) {
 	s.register(r, now)
 	s.probes = append(s.probes, r)
+	if r.typ == Cluster {
+		s.fleet.mu.RLock()
+		defer s.fleet.mu.RUnlock()
+		s.followWithEndpoints(r.items)
+	}
 }
 
 func (s *stream) reject(t Type, it *item, message string) {

@@ -151,6 +151,11 @@ func (c *client) connect() {
 			sub = append(sub, "*")
 		}
 		sub = append(sub, slices.Sorted(maps.Keys(c.wanted[t]))...)
+		for n := range maps.Clone(c.held[t]) {
+			if !wild && !c.wanted[t][n] {
+				c.forget(t, n)
+			}
+		}
 		if !wild && len(sub) == 0 {
 			continue
 		}
@@ -407,7 +412,7 @@ func (c *client) await(t testing.TB, what string, ok func() bool) {
 		case <-deadline:
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			t.Fatalf("waited for %s; the client holds %v, warming %v, failures %v", what, c.held, c.warming, c.failures)
+			t.Fatalf("waited for %s; the client holds %v, warming %v, wants %v without wildcard %v, failures %v", what, c.held, c.warming, c.wanted, c.noWild, c.failures)
 		}
 	}
 }

@@ -226,6 +226,11 @@ func (s *stream) subscribe(t Type, r *request) {
 	} else if sub.start(t, table, r, s.fleet.seq, s.acked) && t != Endpoints {
 		s.catchUp()
 	}
+	if t == Endpoints && len(r.initial) > 0 { // clusters that went out before the client spoke of its endpoints wait for them all the same
+		for _, out := range s.types[Cluster].inflight {
+			s.followWithEndpoints(out.items)
+		}
+	}
 	sub.unsubscribe(table, r.unsubscribe)
 }
 
