@@ -29,32 +29,37 @@ type binding struct {
 type attachment struct {
 	gateway  *gateway
 	outcomes []outcome
-	attached []int // listeners that count the route, by index
+	attached []int // listeners that count the route, by index: some parentRef of it is accepted there
 	bindings []binding
 }
 
 // attach decides to which listeners of a Gateway a route attaches, for each of its parentRefs. It is pure; space gives the labels of the route's namespace.
+// A route that fits but is refused for what is in it is bound all the same: what is compiled of it answers 500 (D16), where leaving it out would
+// hand its requests to whatever else matches.
 func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) *attachment {
 	a := &attachment{gateway: g}
 	refused := refusal(r)
-	listeners := map[int]bool{}
+	bound, counted := map[int]bool{}, map[int]bool{}
 	for i, p := range r.Parents {
 		if !names(p, k.Cluster, g.key) {
 			continue
 		}
 		taken, reason, message := matchParent(k, r, p, g, space)
 		if reason == gatewayv1.RouteReasonAccepted && refused != nil {
-			taken, reason, message = nil, gatewayv1.RouteConditionReason(refused.Reason), refused.Message
+			reason, message = gatewayv1.RouteConditionReason(refused.Reason), refused.Message
 		}
 		a.outcomes = append(a.outcomes, outcome{i, reason, message})
 		for _, l := range taken {
-			listeners[l.index] = true
+			bound[l.index] = true
+			counted[l.index] = counted[l.index] || refused == nil
 		}
 	}
-	for i := range g.listeners {
-		if listeners[i] {
+	for i, l := range g.listeners {
+		if counted[i] {
 			a.attached = append(a.attached, i)
-			a.bind(r, g.listeners[i])
+		}
+		if bound[i] {
+			a.bind(r, l)
 		}
 	}
 	return a

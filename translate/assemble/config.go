@@ -46,6 +46,7 @@ type config struct {
 	owner    live               // the Gateway's content
 	resource Resource           // as of the last flush
 
+	dirtyHosts []*host
 	bytesDirty bool // a host changed
 	partsDirty bool
 	usesDirty  bool
@@ -91,11 +92,21 @@ func newConfig(name, variant string, statuses map[string]uint32, owner live, par
 func (c *config) host(domain string) *host {
 	h := c.hosts[domain]
 	if h == nil {
-		h = &host{domain: domain, removed: map[*served]bool{}, dirty: true}
+		h = &host{domain: domain, removed: map[*served]bool{}}
 		c.hosts[domain] = h
-		c.orderDirty, c.bytesDirty = true, true
+		c.orderDirty = true
+		c.soil(h)
 	}
 	return h
+}
+
+// soil marks a host as changed.
+func (c *config) soil(h *host) {
+	c.bytesDirty = true
+	if !h.dirty {
+		h.dirty = true
+		c.dirtyHosts = append(c.dirtyHosts, h)
+	}
 }
 
 // set puts a route into the configuration, instead of what was there under its key; nil takes it out. It gives the backends that came into use and went out of it.
@@ -109,7 +120,8 @@ func (c *config) set(k record.Key, s *served, bindings []binding) (touched []rec
 	}
 	for _, d := range old.hosts {
 		h := c.hosts[d]
-		h.removed[old.served], h.dirty = true, true
+		h.removed[old.served] = true
+		c.soil(h)
 	}
 	if s == nil {
 		delete(c.members, k)
@@ -124,7 +136,8 @@ func (c *config) add(s *served, bindings []binding) (touched []record.Key) {
 	for _, b := range bindings {
 		m.hosts = append(m.hosts, b.domain)
 		h := c.host(b.domain)
-		h.added, h.dirty = append(h.added, c.items(s, b.original)...), true
+		h.added = append(h.added, c.items(s, b.original)...)
+		c.soil(h)
 	}
 	c.members[s.key], c.parts[s.part] = m, s.hash()
 	c.bytesDirty, c.partsDirty = true, true
@@ -219,12 +232,13 @@ func usesOf(backends map[record.Key]int, cluster func(record.Key) (string, bool)
 }
 
 func (c *config) flushHosts() {
-	for d, h := range c.hosts {
-		if h.dirty && h.flush() {
-			delete(c.hosts, d)
+	for _, h := range c.dirtyHosts {
+		if h.flush() {
+			delete(c.hosts, h.domain)
 			c.orderDirty = true
 		}
 	}
+	c.dirtyHosts = nil
 	if c.orderDirty {
 		c.order, c.orderDirty = slices.Sorted(maps.Keys(c.hosts)), false
 	}

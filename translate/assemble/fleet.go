@@ -31,7 +31,7 @@ type dirt struct {
 func (f *fleet) refresh(d *dirt, s *State) []Resource {
 	var out []Resource
 	for _, c := range f.gateway.configs {
-		c.touch(d.backends)
+		c.touch(d.backends, s.cluster)
 	}
 	if d.all {
 		out = f.replace(f.desired(s))
@@ -53,10 +53,15 @@ func compareResources(a, b Resource) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name))
 }
 
-// touch notes that clusters may have come or gone, which a configuration names or not.
-func (c *config) touch(backends map[record.Key]bool) {
+// touch notes which of the clusters that a configuration names have come or gone since it was made.
+func (c *config) touch(backends map[record.Key]bool, cluster func(record.Key) (string, bool)) {
 	for k := range backends {
-		c.usesDirty = c.usesDirty || c.backends[k] > 0
+		if c.backends[k] == 0 || c.usesDirty {
+			continue
+		}
+		name, there := cluster(k)
+		_, was := slices.BinarySearch(c.resource.Uses, name)
+		c.usesDirty = there != was
 	}
 }
 

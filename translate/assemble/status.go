@@ -127,8 +127,8 @@ func summary(problems []record.Problem, kind string) (reason, message string, ba
 			reason = p.Reason
 		}
 		m := p.Message
-		if p.Rule >= 0 {
-			m = fmt.Sprintf("rule %d: %s", p.Rule, m)
+		if prefix := fmt.Sprintf("rule %d: ", p.Rule); p.Rule >= 0 && !strings.HasPrefix(m, prefix) {
+			m = prefix + m
 		}
 		if !slices.Contains(messages, m) {
 			messages = append(messages, m)
@@ -147,7 +147,7 @@ func limit(message string) string {
 	return strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
 }
 
-// others are the conditions that problems make False and that have no part of their own here.
+// others are the conditions that problems make False (or, of PartiallyInvalid, True) and that have no part of their own here.
 func others(problems []record.Problem, generation int64, known ...string) []metav1.Condition {
 	var out []metav1.Condition
 	for _, p := range problems {
@@ -156,7 +156,8 @@ func others(problems []record.Problem, generation int64, known ...string) []meta
 		}
 		known = append(known, p.Condition)
 		reason, message, _ := summary(problems, p.Condition)
-		out = append(out, condition(p.Condition, false, reason, message, generation))
+		bad := p.Condition == string(gatewayv1.RouteConditionPartiallyInvalid)
+		out = append(out, condition(p.Condition, bad, reason, message, generation))
 	}
 	return out
 }
