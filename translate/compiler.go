@@ -119,6 +119,15 @@ func (c *Compiler) Records() map[record.Key]Put {
 	return out
 }
 
+// Record gives one record that must exist.
+func (c *Compiler) Record(k record.Key) (Put, bool) {
+	r := c.results[k]
+	if r == nil || r.put.Payload == nil {
+		return Put{}, false
+	}
+	return r.put, true
+}
+
 // Quarantined gives the keys of records that keep their last good content because their object makes the compiler panic, sorted. Those that
 // Records lacks have no last good content here: the sweep must not delete them.
 func (c *Compiler) Quarantined() []record.Key {

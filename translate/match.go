@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"regexp/syntax"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -14,36 +13,6 @@ import (
 	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
-
-// Bounds of a regular expression: RE2 runs in linear time, but a small expression can become a large program.
-const (
-	maxRegexLength  = 1024
-	maxRegexProgram = 8192 // weighted instructions; our proxies' bootstrap allows RE2 programs of 32,768
-)
-
-// checkRegex tells why Envoy should not see an expression. Go's syntax is RE2's; but Go counts a class of characters as one instruction, while RE2,
-// which works on bytes, makes up to four for each of its ranges: so does the weight.
-func checkRegex(expr string) error {
-	if len(expr) > maxRegexLength {
-		return fmt.Errorf("regular expression of %d bytes, the limit is %d: shorten it", len(expr), maxRegexLength)
-	}
-	parsed, err := syntax.Parse(expr, syntax.Perl)
-	if err != nil {
-		return fmt.Errorf("%w: correct it", err)
-	}
-	prog, err := syntax.Compile(parsed.Simplify())
-	if err != nil {
-		return fmt.Errorf("%w: correct it", err)
-	}
-	weight := 0
-	for _, i := range prog.Inst {
-		weight += 1 + 2*len(i.Rune)
-	}
-	if weight > maxRegexProgram {
-		return fmt.Errorf("regular expression becomes a program of size %d, the limit is %d: use fewer repetitions and smaller classes", weight, maxRegexProgram)
-	}
-	return nil
-}
 
 // checkMatch tells why a match cannot be expressed.
 func checkMatch(m *gatewayv1.HTTPRouteMatch) error {
