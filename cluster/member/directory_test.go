@@ -232,6 +232,7 @@ func bothWatchers(t *testing.T, run func(t *testing.T, watch func(*news) (watche
 }
 
 func TestChangesArrive(t *testing.T) {
+	t.Parallel()
 	bothWatchers(t, func(t *testing.T, watch func(*news) (watcher, error)) {
 		w := start(t, map[string]string{"a.yaml": service("a", 1), "sub/b.yaml": service("b", 1), "notes.txt": "no", ".hidden.yaml": "no"}, watch)
 		w.awaitSynced()
@@ -263,6 +264,7 @@ func TestChangesArrive(t *testing.T) {
 
 // TestSavesOfEditors: however an editor saves, objects change and are never deleted in between.
 func TestSavesOfEditors(t *testing.T) {
+	t.Parallel()
 	saves := map[string]func(w *world, content string){
 		"truncate, then write slowly": func(w *world, content string) {
 			f, err := os.OpenFile(w.path("a.yaml"), os.O_TRUNC|os.O_WRONLY, 0)
@@ -290,6 +292,7 @@ func TestSavesOfEditors(t *testing.T) {
 	}
 	for name, save := range saves {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			bothWatchers(t, func(t *testing.T, watch func(*news) (watcher, error)) {
 				w := start(t, map[string]string{"a.yaml": service("a", 1)}, watch)
 				w.awaitSynced()
@@ -308,6 +311,7 @@ func TestSavesOfEditors(t *testing.T) {
 
 // TestBrokenFileKeepsItsLastGoodObjects, object by object, says where the fault is, and disturbs nobody else.
 func TestBrokenFileKeepsItsLastGoodObjects(t *testing.T) {
+	t.Parallel()
 	bothWatchers(t, func(t *testing.T, watch func(*news) (watcher, error)) {
 		w := start(t, map[string]string{"a.yaml": service("a", 1) + "---\n" + service("b", 1), "c.yaml": service("c", 1)}, watch)
 		w.awaitSynced()
@@ -345,6 +349,7 @@ func TestBrokenFileKeepsItsLastGoodObjects(t *testing.T) {
 
 // TestRefusedFiles: too large and unreadable files keep their last good objects.
 func TestRefusedFiles(t *testing.T) {
+	t.Parallel()
 	w := start(t, map[string]string{"a.yaml": service("a", 1), "b.yaml": service("b", 1)}, newWatcher)
 	w.awaitSynced()
 	w.write("a.yaml", service("a", 2)+"# "+strings.Repeat("x", 2<<20))
@@ -366,6 +371,7 @@ func TestRefusedFiles(t *testing.T) {
 }
 
 func TestEmptiedFileIsADeletionOnceItIsQuiet(t *testing.T) {
+	t.Parallel()
 	w := start(t, map[string]string{"a.yaml": service("a", 1)}, newWatcher)
 	w.awaitSynced()
 	w.write("a.yaml", "")
@@ -374,6 +380,7 @@ func TestEmptiedFileIsADeletionOnceItIsQuiet(t *testing.T) {
 
 // TestDuplicates: whoever had the object first keeps it; the other is told, and takes over when the first goes.
 func TestDuplicates(t *testing.T) {
+	t.Parallel()
 	w := start(t, map[string]string{"m.yaml": service("s", 1)}, newWatcher)
 	w.awaitSynced()
 	w.write("a.yaml", service("s", 2))
@@ -391,6 +398,7 @@ func TestDuplicates(t *testing.T) {
 
 // TestVanishedDirectory: unknown is not absent. It comes back with less in it, and only then something is deleted.
 func TestVanishedDirectory(t *testing.T) {
+	t.Parallel()
 	goes := map[string]func(w *world){
 		"renamed away": func(w *world) { w.must(os.Rename(w.dir, w.dir+".away")) },
 		"deleted": func(w *world) {
@@ -423,6 +431,7 @@ func TestVanishedDirectory(t *testing.T) {
 }
 
 func TestDirectoryThatComesBackEmptyDeletesNothing(t *testing.T) {
+	t.Parallel()
 	w := start(t, map[string]string{"a.yaml": service("a", 1)}, newWatcher)
 	w.awaitSynced()
 	w.must(os.RemoveAll(w.dir))
@@ -455,6 +464,7 @@ func TestMissingDirectoryIsNotSyncedUntilItIsThere(t *testing.T) {
 
 // TestConfigMapVolume: kubelet swaps a whole directory by one rename of a link, which the files' own names do not tell.
 func TestConfigMapVolume(t *testing.T) {
+	t.Parallel()
 	bothWatchers(t, func(t *testing.T, watch func(*news) (watcher, error)) {
 		w := start(t, map[string]string{"..v1/a.yaml": service("a", 1)}, watch)
 		w.must(os.Symlink("..v1", w.path("..data")))
@@ -509,6 +519,7 @@ func TestIdentities(t *testing.T) {
 
 // TestIdentitiesThatCannotBeHad: nothing is delivered without identity, nothing is lost, and it goes on by itself.
 func TestIdentitiesThatCannotBeHad(t *testing.T) {
+	t.Parallel()
 	w := start(t, map[string]string{"a.yaml": service("a", 1)}, newWatcher)
 	w.awaitSynced()
 	w.ids.failWith(errors.New("no quorum"))
@@ -668,6 +679,7 @@ func BenchmarkChange(b *testing.B) {
 
 // TestRestartWhileAFileIsBroken: what was good before the restart stays, and a duplicate does not take over.
 func TestRestartWhileAFileIsBroken(t *testing.T) {
+	t.Parallel()
 	w := start(t, map[string]string{"b.yaml": service("a", 1) + "---\n" + service("b", 1), "big.yaml": service("big", 1), "gone.yaml": service("gone", 1)}, newWatcher)
 	w.awaitSynced()
 	w.write("a.yaml", service("b", 7))
