@@ -488,3 +488,28 @@ func TestHostnames(t *testing.T) {
 		}
 	}
 }
+
+func TestRejectedGatewaySaysSo(t *testing.T) {
+	w, s := start(t, httpListener("http", "", 80))
+	k := routeKey("a", "r")
+	addRoute(t, w, s, k, nil)
+	s.Apply([]Change{w.pin(theGateway, "")})
+	g, ok := s.GatewayStatus(theGateway)
+	if !ok || g.Valid || !strings.Contains(g.Pending, "regex too large") || !strings.Contains(find(t, g.Listeners[0].Conditions, "Accepted").Message, "regex too large") {
+		t.Errorf("%v %+v", ok, g)
+	}
+	if got := s.Resources("c/infra/gw"); len(got) != 0 {
+		t.Errorf("serves %d resources", len(got))
+	}
+	if r, _ := s.RouteStatus(k); r.Parents[0].Attached {
+		t.Error("the route claims to be served")
+	}
+	s.Apply([]Change{w.update(theGateway, gatewayRecord(theGateway, "one", httpListener("http", "", 81)))})
+	if got := answer(routeConfig(t, s, "c/infra/gw/81"), "x", "/", nil); got != "HTTPRoute/a/r/0/0" {
+		t.Error(got)
+	}
+	s.Apply([]Change{w.pin(theGateway, "")})
+	if got := answer(routeConfig(t, s, "c/infra/gw/80"), "x", "/", nil); got != "HTTPRoute/a/r/0/0" {
+		t.Errorf("the previous listeners do not serve: %s", got)
+	}
+}

@@ -28,8 +28,8 @@ type gateway struct {
 	counts    []int32            // attached routes of each listener
 }
 
-// newGateway makes a Gateway without routes. A listener that Envoy's own rules refuse is not served and says so.
-func newGateway(k record.Key, l live, controller string, s *State) *gateway {
+// newGateway makes a Gateway without routes. A listener that Envoy's own rules refuse is not served and says so; withheld says why none may be served, "" = they may.
+func newGateway(k record.Key, l live, controller, withheld string, s *State) *gateway {
 	r, _ := l.value.(*record.Gateway)
 	g := &gateway{
 		key:     k,
@@ -41,6 +41,9 @@ func newGateway(k record.Key, l live, controller string, s *State) *gateway {
 		counts:  make([]int32, len(r.Listeners)),
 	}
 	g.listeners = listenersOf(r, func(k record.Key) *record.Secret { return as[record.Secret](s.entries[k]) })
+	if withheld != "" {
+		refuse(g.listeners, withheld)
+	}
 	g.index = l.Index
 	for _, k := range g.secretKeys() {
 		if e := s.entries[k]; e != nil && e.live.decoded != nil {
@@ -109,19 +112,20 @@ func (g *gateway) buildPorts(c Config) {
 	for _, port := range slices.Sorted(maps.Keys(byPort)) {
 		r, err := g.buildPort(c, port, byPort[port])
 		if err != nil {
-			refuse(byPort[port], err)
+			refuse(byPort[port], fmt.Sprintf("Envoy would reject it (%v); change the listener", err))
 			continue
 		}
 		g.ports = append(g.ports, r)
 	}
 }
 
-func refuse(listeners []*listener, err error) {
+// refuse keeps listeners from being served.
+func refuse(listeners []*listener, message string) {
 	for _, l := range listeners {
 		l.problems = append(l.problems, record.Problem{
 			Condition: string(gatewayv1.ListenerConditionAccepted),
 			Reason:    string(gatewayv1.ListenerReasonUnsupportedValue),
-			Message:   fmt.Sprintf("Envoy would reject it (%v); change the listener", err),
+			Message:   message,
 			Rule:      -1,
 		})
 		l.blocked = l.obstacle()

@@ -288,15 +288,17 @@ func (s *State) rebuild(k record.Key, w *work) {
 }
 
 // gatewayOf gives the Gateway of a record, nil where it is not ours. Where nothing else is there, a Gateway goes live without the secrets that it waits for:
-// its other listeners need not wait.
+// its other listeners need not wait. One that proxies rejected is kept with all its listeners withheld, so that its status says why.
 func (s *State) gatewayOf(k record.Key) *gateway {
 	e := s.entries[k]
 	if e == nil {
 		return nil
 	}
 	e.live = choose(e, s.exists)
-	if e.live.decoded == nil && e.obstacle(e.cur, func(record.Key) bool { return true }) == "" {
+	withheld := ""
+	if e.live.decoded == nil && e.cur.err == nil {
 		e.live.decoded = e.cur
+		withheld = e.obstacle(e.cur, func(record.Key) bool { return true })
 	}
 	r := as[record.Gateway](e)
 	if r == nil {
@@ -306,7 +308,7 @@ func (s *State) gatewayOf(k record.Key) *gateway {
 	if !ours {
 		return nil
 	}
-	return newGateway(k, e.live, controller, s)
+	return newGateway(k, e.live, controller, withheld, s)
 }
 
 // delta collects what changed.
