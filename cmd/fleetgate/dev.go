@@ -337,7 +337,7 @@ func (d *dev) watch(ctx, work context.Context) error {
 			v = d.unreachable()
 		case err == nil:
 			d.fleets.follow(work, v)
-			shownOnce = shownOnce || allProgrammed(v) || time.Now().After(settled)
+			shownOnce = shownOnce || allProgrammed(v) && len(v.Proxies) >= d.envoys*len(v.Gateways) || time.Now().After(settled)
 		}
 		if shownOnce && ctx.Err() == nil {
 			d.show(v)
