@@ -83,8 +83,10 @@ func gatewayProblems(spec *gatewayv1.GatewaySpec) []record.Problem {
 
 func compileListener(v *view, g *gatewayFact, l *gatewayv1.Listener) record.Listener {
 	out := record.Listener{Name: string(l.Name), Port: int32(l.Port), Protocol: string(l.Protocol)}
-	if l.Hostname != nil {
-		out.Hostname = strings.ToLower(string(*l.Hostname))
+	if l.Hostname != nil && *l.Hostname != "" {
+		hosts, problems := hostnames([]gatewayv1.Hostname{*l.Hostname})
+		out.Hostname = strings.Join(hosts, "")
+		out.Problems = append(out.Problems, problems...)
 	}
 	supported, ok := supportedKinds[l.Protocol]
 	if !ok {

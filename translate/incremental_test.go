@@ -59,7 +59,7 @@ var reached = []string{
 	"pathSeparatedPrefix:", "path: /a", "safeRegex:", "queryParameters:", "regexRewrite:", "hostRewriteLiteral:", "redirect:", "portRedirect:", "requestMirrorPolicies:",
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
-	"sessionPersistence", "client certificate validation", "listener filters", "ExternalName", "ExternalAuth", "program", "missing closing",
+	"sessionPersistence", "client certificate validation", "listener filters", "ExternalName", "ExternalAuth", "is not valid: use a DNS name", "program", "missing closing",
 }
 
 func note(t *testing.T, seen map[string]int, records map[record.Key]Put) {
@@ -286,7 +286,7 @@ func (w *world) listener() gatewayv1.Listener {
 	r := w.r
 	l := gatewayv1.Listener{
 		Name:     pick[gatewayv1.SectionName](r, "l1", "l2", "l3"),
-		Hostname: maybe[gatewayv1.Hostname](r, "A.example", "*.example"),
+		Hostname: maybe[gatewayv1.Hostname](r, "A.example", "*.example", "*.example", "*", ""),
 		Port:     pick[int32](r, 80, 443, 8080),
 		Protocol: pick(r, gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.UDPProtocolType),
 	}
@@ -322,7 +322,7 @@ func (w *world) parent() gatewayv1.ParentReference {
 }
 
 func (w *world) hostname() gatewayv1.Hostname {
-	return pick[gatewayv1.Hostname](w.r, "a.example", "A.Example", "*.b.example")
+	return pick[gatewayv1.Hostname](w.r, "a.example", "a.example", "A.Example", "*.b.example", "a b")
 }
 
 func (w *world) rule() gatewayv1.HTTPRouteRule {

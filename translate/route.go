@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,12 +34,8 @@ func compileRoute(v *view, k record.Key) compiled {
 	kind, name := splitRoute(k.Name)
 	f := fact[routeFact](v, kind, k.Namespace, name)
 	spec := lower(f)
-	out := record.Route{
-		Object:    f.object,
-		Created:   f.created,
-		Hostnames: hostnames(spec.hostnames),
-		Parents:   parents(spec),
-	}
+	out := record.Route{Object: f.object, Created: f.created, Parents: parents(spec)}
+	out.Hostnames, out.Problems = hostnames(spec.hostnames)
 	for i := range spec.rules {
 		rule := ruleCompiler{view: v, spec: spec, index: i, rule: &spec.rules[i], parents: out.Parents}
 		out.Rules = append(out.Rules, rule.compile())
@@ -72,14 +69,21 @@ func refsOfRoute(r record.Route) []record.Key {
 	return out
 }
 
-func hostnames(in []gatewayv1.Hostname) []string {
-	var out []string
+// hostname is what the API takes for one. Envoy would reject a whole configuration for one that is none, so they are checked here too.
+var hostname = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+// hostnames gives the valid ones; one that is not refuses the whole route, since leaving it out could widen what the route takes.
+func hostnames(in []gatewayv1.Hostname) (out []string, problems []record.Problem) {
 	for _, h := range in {
-		if lower := strings.ToLower(string(h)); !slices.Contains(out, lower) {
+		lower := strings.ToLower(string(h))
+		switch {
+		case !hostname.MatchString(lower):
+			problems = append(problems, accepted("UnsupportedValue", fmt.Sprintf("hostname %q is not valid: use a DNS name, or one behind \"*.\"", h)))
+		case !slices.Contains(out, lower):
 			out = append(out, lower)
 		}
 	}
-	return out
+	return out, problems
 }
 
 func parents(spec *routeSpec) []record.Parent {
