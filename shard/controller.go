@@ -146,7 +146,7 @@ func (c *Controller) run(ctx context.Context) error {
 // compile feeds the compiler; before the sweep its output is only remembered by the compiler itself (unknown is not absent).
 func (c *Controller) compile(events []translate.Event, dirty map[store.Key]bool, resync bool) {
 	if len(events) > 0 {
-		c.take1(c.compiler.Apply(events))
+		c.note(c.compiler.Apply(events))
 	}
 	if c.updateWanted(dirty, resync) {
 		keys := make([]record.Key, 0, len(c.wanted))
@@ -154,7 +154,7 @@ func (c *Controller) compile(events []translate.Event, dirty map[store.Key]bool,
 			keys = append(keys, recordKey(k))
 		}
 		slices.SortFunc(keys, compareKeys)
-		c.take1(c.compiler.Referenced(keys))
+		c.note(c.compiler.Referenced(keys))
 	}
 }
 
@@ -196,7 +196,7 @@ func (c *Controller) retryDelete(k store.Key) {
 	}
 }
 
-func (c *Controller) take1(out translate.Output) {
+func (c *Controller) note(out translate.Output) {
 	c.count(out.Compiled)
 	for _, p := range out.Puts {
 		k := storeKey(p.Key)
@@ -218,6 +218,10 @@ func putOp(p translate.Put) store.Op {
 // sweep is the owner's first act after sync (D10): it proposes only what differs from the store, and deletes what is gone, through the guard.
 func (c *Controller) sweep() error {
 	want := c.compiler.Records()
+	keep := map[record.Key]bool{}
+	for _, k := range c.compiler.Quarantined() {
+		keep[k] = true
+	}
 	var gone []store.Key
 	routes, goneRoutes := 0, 0
 	clear(c.pending)
@@ -231,6 +235,7 @@ func (c *Controller) sweep() error {
 		}
 		p, ok := want[recordKey(r.Key)]
 		switch {
+		case !ok && keep[recordKey(r.Key)]:
 		case !ok:
 			gone = append(gone, r.Key)
 			if isRoute {

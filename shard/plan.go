@@ -2,6 +2,7 @@ package shard
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -278,24 +279,28 @@ func (p *planner) finishDrained() {
 	}
 }
 
-// balance marks planned moves while the heaviest session carries more than a quarter above the lightest, and the move makes it better.
+// balance marks planned moves while some session carries more than a quarter above the lightest, and a move makes it better. Where the heaviest
+// has no row that would help (one heavy namespace), the next heaviest gives.
 func (p *planner) balance() {
 	for range p.rows {
-		load := p.loads()
-		heavy, light := "", ""
-		for _, s := range p.view.Sessions {
-			if heavy == "" || load[s] > load[heavy] {
-				heavy = s
-			}
-			if light == "" || load[s] < load[light] {
-				light = s
-			}
-		}
-		gap := load[heavy] - load[light]
-		if gap <= 16 || gap*4 <= load[heavy] || !p.moveOne(heavy, light, gap) {
+		if !p.moveSome() {
 			return
 		}
 	}
+}
+
+func (p *planner) moveSome() bool {
+	load := p.loads()
+	order := slices.Sorted(maps.Keys(load))
+	slices.SortStableFunc(order, func(a, b string) int { return cmp.Compare(load[b], load[a]) })
+	light := order[len(order)-1]
+	for _, heavy := range order {
+		gap := load[heavy] - load[light]
+		if gap > 16 && gap*4 > load[heavy] && p.moveOne(heavy, light, gap) {
+			return true
+		}
+	}
+	return false
 }
 
 // moveOne moves the row whose weight is nearest to half the gap.

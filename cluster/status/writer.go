@@ -26,6 +26,7 @@ const (
 type Facts interface {
 	Gateway(record.Key) (assemble.GatewayStatus, bool)
 	Route(record.Key) (assemble.RouteStatus, bool)
+	Class(record.Key) (assemble.ClassStatus, bool)
 	// Converged tells how far a fleet is with an index; part names the record whose rejection counts, "" = any listener's.
 	Converged(fleet string, index uint64, part record.Key) Convergence
 	Addresses(cluster string) []string
@@ -223,19 +224,15 @@ func (w *Writer) compose(k record.Key) (composed, bool, bool) {
 	return composed{}, false, false
 }
 
-// class claims a GatewayClass: Accepted, once and for all.
+// class claims a GatewayClass.
 func (w *Writer) class(k record.Key) (composed, bool, bool) {
-	return composed{record.Object{Kind: "GatewayClass", Name: k.Name}, func(present []byte, now metav1.Time) (any, error) {
+	s, ok := w.Facts.Class(k)
+	return composed{s.Object, func(present []byte, now metav1.Time) (any, error) {
 		var p gatewayv1.GatewayClassStatus
 		err := json.Unmarshal(present, &p)
-		c := metav1.Condition{Type: string(gatewayv1.GatewayClassConditionStatusAccepted), Status: metav1.ConditionTrue,
-			Reason: string(gatewayv1.GatewayClassReasonAccepted), Message: "Fleetgate serves Gateways of this class"}
-		for _, old := range p.Conditions {
-			c.ObservedGeneration = max(c.ObservedGeneration, old.ObservedGeneration)
-		}
-		p.Conditions = merge(p.Conditions, []metav1.Condition{c}, now)
+		p.Conditions = merge(p.Conditions, s.Conditions, now)
 		return p, err
-	}}, true, true
+	}}, true, ok
 }
 
 func (w *Writer) ours(c gatewayv1.GatewayController) bool {

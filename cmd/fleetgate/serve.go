@@ -1,0 +1,540 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fleetgate/fleetgate/cluster/group"
+	"github.com/fleetgate/fleetgate/cluster/member"
+	"github.com/fleetgate/fleetgate/cluster/pki"
+	"github.com/fleetgate/fleetgate/cluster/seal"
+	"github.com/fleetgate/fleetgate/cluster/status"
+	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/shard"
+	"github.com/fleetgate/fleetgate/translate"
+	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
+	"github.com/fleetgate/fleetgate/xds"
+)
+
+// replica is one running `fleetgate serve`. This file is the only place where the parts meet: reading runServe tells how it starts and how it stops.
+type replica struct {
+	cfg     serveConfig
+	log     *slog.Logger
+	db      *store.Store
+	key     *seal.Key
+	pipe    *pipeline
+	xds     *xds.Server
+	group   *group.Group
+	session string
+	manager *shard.Manager
+	leader  *shard.Leader
+	status  *status.Writer
+	acks    *acks
+	sources map[string]member.Source
+	metrics *metrics
+
+	ready chan struct{} // closed when this replica takes part in the group
+}
+
+// runServe runs a replica until ctx ends, then hands over leadership, drains the streams and stops.
+func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
+	r := &replica{cfg: cfg, log: cfg.logger(os.Stderr), sources: map[string]member.Source{}, ready: make(chan struct{}), metrics: newMetrics()}
+	admin, err := net.Listen("tcp", cfg.AdminListen)
+	if err != nil {
+		return fmt.Errorf("admin port: %w; free the port or choose another with --admin-listen", err)
+	}
+	defer func() { _ = admin.Close() }()
+	if err := r.openStore(); err != nil {
+		return err
+	}
+	defer func() { _ = r.db.Close() }()
+	stopXDS, err := r.serveXDS(ctx)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: r.admin(), ReadHeaderTimeout: 5 * time.Second}
+	go func() { _ = server.Serve(admin) }()
+	defer func() { _ = server.Close() }()
+
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	fatal := make(chan error, 8)
+	var running sync.WaitGroup
+	run := func(what string, f func(context.Context) error) {
+		running.Go(func() {
+			if err := f(work); err != nil && work.Err() == nil {
+				fatal <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	run("serving committed state", r.pipe.run)
+	err = r.join(ctx, run)
+	if err == nil {
+		close(r.ready)
+		r.log.Info("replica is up", "session", r.session, "xds", cfg.XDSListen, "admin", cfg.AdminListen)
+		select {
+		case <-ctx.Done():
+		case err = <-fatal:
+		}
+	}
+	r.log.Info("stopping: handing over, draining streams")
+	r.sayBye()
+	if r.group != nil {
+		err = errors.Join(err, r.group.Close())
+	}
+	stopXDS()
+	stopWork()
+	running.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// openStore opens the route store and assembles what is in it; it refuses sealed records that it cannot open (D14).
+func (r *replica) openStore() error {
+	key, err := seal.Load(r.cfg.SealKeyFile)
+	if err != nil {
+		return err
+	}
+	r.key = key
+	if r.db, err = store.Open(filepath.Join(r.cfg.DataDir, "store"), store.Options{Logger: r.log}); err != nil {
+		return err
+	}
+	r.acks = newAcks(r.cfg.Pod, r.log)
+	return r.checkSealed()
+}
+
+func (r *replica) checkSealed() error {
+	records, err := r.db.List(string(record.KindSecret), "")
+	if err != nil {
+		return fmt.Errorf("reading sealed records: %w", err)
+	}
+	for _, rec := range records {
+		var s record.Secret
+		if err := record.Unmarshal(rec.Cur.Payload, &s); err != nil {
+			return err
+		}
+		if len(s.Sealed) == 0 {
+			continue
+		}
+		if _, err := r.key.Open(s.Sealed, translate.SecretContext(toRecordKey(rec.Key))); err != nil {
+			return fmt.Errorf("sealed record %s/%s of cluster %s: %w; give this replica the seal key of its group (--seal-key-file)", rec.Key.Namespace, rec.Key.Name, rec.Key.Cluster, err)
+		}
+	}
+	return nil
+}
+
+// serveXDS answers proxies from the disk, before anybody else was heard (D4).
+func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
+	certs, err := pki.Load(r.cfg.ProxyCert, r.cfg.ProxyKey, r.cfg.ProxyCA)
+	if err != nil {
+		return nil, err
+	}
+	r.xds = xds.New(xds.Config{
+		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp,
+		SystemVersion: func(index uint64) string { return fmt.Sprintf("1.%d", index) },
+	})
+	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, log: r.log, touch: r.touch,
+		config: assemble.Config{ControllerNames: r.cfg.ControllerNames, ListenAddress: r.cfg.ListenAddress, AccessLog: r.cfg.AccessLog}}
+	if err := r.pipe.start(); err != nil {
+		return nil, err
+	}
+	lis, err := net.Listen("tcp", r.cfg.XDSListen)
+	if err != nil {
+		return nil, fmt.Errorf("xDS port: %w; free the port or choose another with --xds-listen", err)
+	}
+	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() { done <- r.xds.Serve(sctx, lis, certs.ServerConfig("h2")) }()
+	return func() {
+		dctx, stop := context.WithTimeout(context.Background(), 5*time.Second)
+		defer stop()
+		if err := r.xds.Drain(dctx); err != nil {
+			r.log.Warn("not every stream was drained", "err", err)
+		}
+		cancel()
+		<-done
+	}, nil
+}
+
+// touch passes changed objects to the status writer, once there is one.
+func (r *replica) touch(keys []record.Key) {
+	if r.status != nil {
+		r.status.Touch(keys)
+	}
+}
+
+// join enters the group and starts everything that needs it.
+func (r *replica) join(ctx context.Context, run func(string, func(context.Context) error)) error {
+	certs, err := pki.Load(r.cfg.PeerCert, r.cfg.PeerKey, r.cfg.PeerCA)
+	if err != nil {
+		return err
+	}
+	g, err := group.Open(ctx, r.groupConfig(certs))
+	if err != nil {
+		return err
+	}
+	r.group = g
+	r.session = fmt.Sprintf("%s@%d", g.ID(), time.Now().UnixNano())
+	r.build()
+	r.handle()
+	run("following the shard table", func(ctx context.Context) error { r.manager.Run(ctx); return nil })
+	run("telling the leader", func(ctx context.Context) error { r.beat(ctx); return nil })
+	run("reporting proxies", func(ctx context.Context) error {
+		r.acks.send(ctx, r.session, r.leaderID, func(ctx context.Context, b []byte) error { _, err := g.CallLeader(ctx, "reports", b); return err })
+		return nil
+	})
+	for _, c := range r.cfg.Clusters {
+		if err := r.follow(c, run); err != nil {
+			return err
+		}
+	}
+	g.OnLeadership(r.lead)
+	return nil
+}
+
+func (r *replica) leaderID() string { id, _ := r.group.Leader(); return id }
+
+// build makes the parts that a member of the group has.
+func (r *replica) build() {
+	r.manager = shard.NewManager(shard.Config{
+		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 20},
+		Translate: translate.Config{ControllerNames: r.cfg.ControllerNames, Seal: r.key.Seal, Version: r.key.Version, Last: r.last},
+	})
+	r.leader = &shard.Leader{Store: r.db, Proposer: r.group, Weights: r.manager.Weights, Logger: r.log, Now: time.Now,
+		Expect: func() int { return len(r.group.Members()) }}
+	r.status = status.NewWriter(r, r.cfg.ControllerNames, r.log)
+	r.status.Written = r.metrics.statusWrites.Inc
+	r.acks.changed = r.status.Acked
+}
+
+// last gives the committed payload of a record, for an object that makes the compiler panic (D16).
+func (r *replica) last(k record.Key) []byte {
+	rec, err := r.db.Get(toStoreKey(k))
+	if err != nil || rec == nil {
+		return nil
+	}
+	return rec.Cur.Payload
+}
+
+// follow starts a member cluster's source.
+func (r *replica) follow(c clusterConfig, run func(string, func(context.Context) error)) error {
+	src, err := member.NewDirectory(member.DirectoryConfig{Name: c.Name, Dirs: c.Dirs, StatusDir: c.StatusDir, Identifier: identifier{r}, Logger: r.log})
+	if err != nil {
+		return fmt.Errorf("member cluster %s: %w", c.Name, err)
+	}
+	r.sources[c.Name] = src
+	run("member cluster "+c.Name, func(ctx context.Context) error {
+		err := src.Run(ctx, func(events []member.Event, synced bool) {
+			out := make([]translate.Event, len(events))
+			for i, e := range events {
+				out[i] = translate.Event{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}
+				if e.Object != nil {
+					out[i].Object = e.Object
+				}
+			}
+			r.manager.Observe(c.Name, out, synced)
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	})
+	return nil
+}
+
+// lead runs what only the leader does, until ctx ends with its leadership.
+func (r *replica) lead(ctx context.Context) {
+	r.log.Info("leading the group")
+	r.acks.lead()
+	gateways, routes := r.pipe.keys()
+	r.status.Touch(append(gateways, routes...))
+	r.touchClasses()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.leader.Run(ctx) })
+	wg.Go(func() { r.keepPins(ctx) })
+	wg.Go(func() { r.writeStatus(ctx) })
+	wg.Wait()
+	r.log.Info("no longer leading")
+}
+
+// writeStatus waits until every live replica has reported its proxies, then writes.
+func (r *replica) writeStatus(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(2 * shard.Silence)
+	for {
+		live := r.leader.Live()
+		names := make([]string, 0, len(live))
+		for s := range live {
+			names = append(names, s)
+		}
+		if len(names) > 0 && r.acks.complete(names) || time.Now().After(deadline) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	r.status.Run(ctx)
+}
+
+// keepPins pins what proxies reject (D7): certain where one record is the suspect; all suspects together where there are several.
+func (r *replica) keepPins(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		pinned := map[store.Key]string{}
+		for _, p := range r.db.Pins() {
+			pinned[p.Key] = p.Hash
+			if rec, err := r.db.Get(p.Key); err == nil && (rec == nil || rec.Cur.Hash != p.Hash) {
+				r.propose(ctx, store.Command{Unpin: &p})
+			}
+		}
+		for _, p := range r.acks.rejections() {
+			if rec, err := r.db.Get(p.Key); err != nil || rec == nil || rec.Cur.Hash != p.Hash || pinned[p.Key] == p.Hash {
+				continue
+			}
+			r.log.Warn("proxies rejected a record: its previous bytes are served", "record", p.Key, "reason", p.Reason)
+			r.propose(ctx, store.Command{Pin: &p})
+		}
+	}
+}
+
+func (r *replica) propose(ctx context.Context, cmd store.Command) {
+	if _, err := r.group.Propose(ctx, cmd); err != nil && ctx.Err() == nil {
+		r.log.Warn("a proposal was not accepted, it is made again", "err", err)
+	}
+}
+
+// handle answers other replicas.
+func (r *replica) handle() {
+	r.group.Handle("beat", func(_ context.Context, _ string, body []byte) ([]byte, error) {
+		var b shard.Heartbeat
+		if err := json.Unmarshal(body, &b); err != nil {
+			return nil, fmt.Errorf("heartbeat: %w", err)
+		}
+		r.leader.Beat(b)
+		return nil, nil
+	})
+	r.group.Handle("reports", func(_ context.Context, _ string, body []byte) ([]byte, error) {
+		var b reportBatch
+		if err := json.Unmarshal(body, &b); err != nil {
+			return nil, fmt.Errorf("proxy reports: %w", err)
+		}
+		r.acks.receive(b)
+		return nil, nil
+	})
+	r.group.Handle("view", func(context.Context, string, []byte) ([]byte, error) { return json.Marshal(r.view()) })
+}
+
+// beat tells the leader that this session lives.
+func (r *replica) beat(ctx context.Context) {
+	tick := time.NewTicker(300 * time.Millisecond)
+	defer tick.Stop()
+	registered := false
+	for {
+		if !registered {
+			registered = r.register(ctx)
+		}
+		r.tell(ctx, false)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// register puts this replica's addresses where every replica can read them.
+func (r *replica) register(ctx context.Context) bool {
+	cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err := r.group.Propose(cctx, store.Command{Replica: &store.Replica{
+		ID: r.group.ID(), Raft: r.cfg.Advertise, XDS: r.cfg.XDSAdvertise, Admin: r.cfg.AdminAdvertise, Version: buildVersion()}})
+	return err == nil
+}
+
+func (r *replica) tell(ctx context.Context, bye bool) {
+	_, rows := r.db.Table()
+	b := shard.Heartbeat{Session: r.session, Applied: r.db.Applied(), Proxies: len(r.xds.Proxies()), Drained: r.manager.Drained(), Bye: bye}
+	for _, row := range rows {
+		if row.Owner == r.session {
+			b.Rows++
+		}
+	}
+	body, err := json.Marshal(b)
+	if err != nil {
+		return
+	}
+	cctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if _, err := r.group.CallLeader(cctx, "beat", body); err != nil {
+		r.log.Debug("heartbeat not delivered", "err", err)
+	}
+}
+
+// sayBye lets the leader move our rows at once.
+func (r *replica) sayBye() {
+	if r.manager == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if r.group.IsLeader() {
+		if err := r.group.TransferLeadership(ctx); err != nil {
+			r.log.Debug("leadership not handed over", "err", err)
+		}
+	}
+	r.tell(ctx, true)
+}
+
+// catchUp brings this replica to the leader's commit index, for a proxy that knows something newer than we do (D4).
+func (r *replica) catchUp(ctx context.Context, _ string) error {
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(500 * time.Millisecond):
+		return group.ErrNoLeader
+	}
+	index, err := r.group.AskCommitIndex(ctx)
+	if err != nil {
+		return err
+	}
+	return r.db.WaitApplied(ctx, index)
+}
+
+// The writer's facts.
+
+// Converged tells how far a fleet is.
+func (r *replica) Converged(fleet string, index uint64, part record.Key) status.Convergence {
+	row, _ := r.db.Fleet(fleet)
+	return r.acks.converged(fleet, r.pipe.due(fleet, index), part, row.Proxies)
+}
+
+// Gateway passes on what is assembled.
+func (r *replica) Gateway(k record.Key) (assemble.GatewayStatus, bool) { return r.pipe.Gateway(k) }
+
+// Route passes on what is assembled.
+func (r *replica) Route(k record.Key) (assemble.RouteStatus, bool) { return r.pipe.Route(k) }
+
+// Addresses are what Gateways of a cluster are reached at.
+func (r *replica) Addresses(cluster string) []string {
+	for _, c := range r.cfg.Clusters {
+		if c.Name == cluster {
+			return c.Addresses
+		}
+	}
+	return nil
+}
+
+// Class passes on what is assembled.
+func (r *replica) Class(k record.Key) (assemble.ClassStatus, bool) { return r.pipe.Class(k) }
+
+// Source is a cluster's source, nil if it is none of ours.
+func (r *replica) Source(cluster string) member.Source {
+	if s, ok := r.sources[cluster]; ok {
+		return s
+	}
+	return nil
+}
+
+func (r *replica) touchClasses() {
+	records, err := r.db.List(string(record.KindClass), "")
+	if err != nil {
+		r.log.Error("reading class records", "err", err)
+		return
+	}
+	for _, c := range records {
+		r.status.Touch([]record.Key{toRecordKey(c.Key)})
+	}
+}
+
+// identifier gives identities to directory objects: the leader proposes what it sees, the others wait until the same has been committed (D12).
+type identifier struct{ r *replica }
+
+// Identify implements member.Identifier.
+func (i identifier) Identify(ctx context.Context, cluster string, seen []store.IdentityObservation) ([]store.Identity, error) {
+	events, cancel := i.r.db.Subscribe()
+	defer cancel()
+	retry := time.NewTicker(250 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		ids, missing := i.known(cluster, seen)
+		if len(missing) == 0 {
+			return ids, nil
+		}
+		if i.r.group.IsLeader() {
+			for start := 0; start < len(missing); start += 1000 {
+				part := missing[start:min(start+1000, len(missing))]
+				if _, err := i.r.group.Propose(ctx, store.Command{Identity: &store.IdentityCommand{Cluster: cluster, Now: time.Now().Unix(), Objects: part}}); err != nil && ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+			}
+			if _, missing = i.known(cluster, seen); len(missing) == 0 {
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for the identities of %d objects to be committed: %w", len(missing), ctx.Err())
+		case <-events:
+		case <-retry.C:
+		}
+	}
+}
+
+func (i identifier) known(cluster string, seen []store.IdentityObservation) ([]store.Identity, []store.IdentityObservation) {
+	ids := make([]store.Identity, len(seen))
+	var missing []store.IdentityObservation
+	for n, o := range seen {
+		id, ok := i.r.db.Identity(cluster, o.Kind, o.Namespace, o.Name)
+		if ok != (o.SpecHash != "") || id.SpecHash != o.SpecHash {
+			missing = append(missing, o)
+		}
+		ids[n] = id
+	}
+	return ids, missing
+}
+
+func (r *replica) groupConfig(certs *pki.Source) group.Config {
+	cfg := group.Config{
+		Dir: filepath.Join(r.cfg.DataDir, "raft"), Pod: r.cfg.Pod, Advertise: r.cfg.Advertise, Listen: r.cfg.RaftListen, Peers: r.cfg.Peers,
+		Certs: certs, Store: r.db, Logger: r.log, Heartbeat: r.cfg.HeartbeatTimeout,
+	}
+	if r.cfg.MarkerFile != "" {
+		cfg.Marker = group.FileMarker(r.cfg.MarkerFile)
+	}
+	return cfg
+}
+
+// splitName undoes record.Join of three parts.
+func splitName(joined string) (cluster, namespace, name string) {
+	r := strings.NewReplacer("%2F", "/", "%25", "%")
+	parts := strings.Split(joined, "/")
+	if len(parts) != 3 {
+		return "", "", joined
+	}
+	return r.Replace(parts[0]), r.Replace(parts[1]), r.Replace(parts[2])
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fleetgate/fleetgate/cluster/status"
+	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
+	"github.com/fleetgate/fleetgate/xds"
+)
+
+// seenFor is how long a proxy that we did not provision counts after it was last seen.
+const seenFor = time.Minute
+
+// reportBatch is what a replica sends the leader: Full once after each change of leader, then changes.
+type reportBatch struct {
+	Session string       `json:"session"`
+	Full    bool         `json:"full"`
+	Reports []xds.Report `json:"reports"`
+}
+
+// acks is what the leader knows of all proxies, and what every replica knows of its own.
+type acks struct {
+	replica string
+	log     *slog.Logger
+	now     func() time.Time
+	changed func() // the leader's status writer looks again
+
+	mu      sync.Mutex
+	proxies map[string]map[string]proxyReport // fleet -> proxy -> newest report
+	full    map[string]bool                   // sessions that have sent all they know since we lead
+	own     map[string]xds.Report             // our own streams, by fleet and proxy
+	unsent  map[string]bool
+	wake    chan struct{}
+}
+
+type proxyReport struct {
+	xds.Report
+	session string
+	at      time.Time
+}
+
+func newAcks(replica string, log *slog.Logger) *acks {
+	return &acks{replica: replica, log: log, now: time.Now, changed: func() {}, proxies: map[string]map[string]proxyReport{}, full: map[string]bool{},
+		own: map[string]xds.Report{}, unsent: map[string]bool{}, wake: make(chan struct{}, 1)}
+}
+
+// local takes a report of one of our own streams; it does not block.
+func (a *acks) local(r xds.Report) {
+	id := r.Fleet + "\x00" + r.Proxy
+	a.mu.Lock()
+	a.own[id] = r
+	a.unsent[id] = true
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// send passes own reports to the leader until ctx ends: all of them after each change of leader.
+func (a *acks) send(ctx context.Context, session string, leader func() string, call func(ctx context.Context, body []byte) error) {
+	told := ""
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.wake:
+		case <-tick.C:
+		}
+		to := leader()
+		if to == "" {
+			told = ""
+			continue
+		}
+		batch := a.take(session, to != told)
+		if len(batch.Reports) == 0 && !batch.Full {
+			continue
+		}
+		body, err := json.Marshal(batch)
+		if err == nil {
+			cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+			err = call(cctx, body)
+			cancel()
+		}
+		if err != nil {
+			a.log.Debug("proxy reports not delivered, all are sent again", "leader", to, "err", err)
+			told = ""
+			continue
+		}
+		told = to
+	}
+}
+
+func (a *acks) take(session string, full bool) reportBatch {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b := reportBatch{Session: session, Full: full}
+	for id, r := range a.own {
+		if full || a.unsent[id] {
+			b.Reports = append(b.Reports, r)
+		}
+		if !r.Connected && !full {
+			delete(a.own, id)
+		}
+	}
+	clear(a.unsent)
+	return b
+}
+
+// receive takes a batch on the leader. A report of a stream that ended does not hide one of a stream that lives on another replica.
+func (a *acks) receive(b reportBatch) {
+	a.mu.Lock()
+	for _, r := range b.Reports {
+		fleet := a.proxies[r.Fleet]
+		if fleet == nil {
+			fleet = map[string]proxyReport{}
+			a.proxies[r.Fleet] = fleet
+		}
+		old, known := fleet[r.Proxy]
+		if known && !r.Connected && old.Connected && old.session != b.Session {
+			continue
+		}
+		if !r.Connected {
+			r.Acked = max(r.Acked, old.Acked)
+		}
+		fleet[r.Proxy] = proxyReport{r, b.Session, a.now()}
+	}
+	if b.Full {
+		a.full[b.Session] = true
+	}
+	a.mu.Unlock()
+	a.changed()
+}
+
+// lead forgets who has reported: a new leader writes no convergence before every live replica has.
+func (a *acks) lead() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.full = map[string]bool{}
+}
+
+// complete tells whether all these sessions have reported everything.
+func (a *acks) complete(sessions []string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !slices.ContainsFunc(sessions, func(s string) bool { return !a.full[s] })
+}
+
+// all lists every proxy known, ordered.
+func (a *acks) all() []xds.Report {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []xds.Report
+	for _, fleet := range a.proxies {
+		for _, r := range fleet {
+			if r.Connected || a.now().Sub(r.at) < seenFor {
+				out = append(out, r.Report)
+			}
+		}
+	}
+	sort.Slice(out, func(i, j int) bool {
+		return out[i].Fleet < out[j].Fleet || out[i].Fleet == out[j].Fleet && out[i].Proxy < out[j].Proxy
+	})
+	return out
+}
+
+// converged counts a fleet's proxies at an index. part is the record whose rejection matters.
+func (a *acks) converged(fleet string, index uint64, part record.Key, counting []string) status.Convergence {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known := a.proxies[fleet]
+	if counting == nil {
+		for name, r := range known {
+			if r.Connected || a.now().Sub(r.at) < seenFor {
+				counting = append(counting, name)
+			}
+		}
+	}
+	out := status.Convergence{Counted: len(counting), Settled: true}
+	id := assemble.PartID(part)
+	for _, name := range counting {
+		r := known[name]
+		if r.Acked >= index {
+			out.Acked++
+		}
+		for _, rej := range r.Rejected {
+			if _, suspect := rej.Parts[id]; suspect {
+				out.Rejected = fmt.Sprintf("proxy %s rejected it: %s", name, strings.TrimSpace(rej.Message))
+			}
+		}
+	}
+	return out
+}
+
+// rejections gives, for each fleet, how many of its proxies reject which part at which hash.
+func (a *acks) rejections() []store.Pin {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []store.Pin
+	for fleet, proxies := range a.proxies {
+		connected := 0
+		votes := map[[2]string][]string{}
+		for _, r := range proxies {
+			if !r.Connected {
+				continue
+			}
+			connected++
+			for _, rej := range r.Rejected {
+				for part, hash := range rej.Parts {
+					votes[[2]string{part, hash}] = append(votes[[2]string{part, hash}], rej.Message)
+				}
+			}
+		}
+		for suspect, messages := range votes {
+			if len(messages) < min(2, connected) {
+				continue
+			}
+			key, err := assemble.ParsePart(suspect[0])
+			if err != nil {
+				a.log.Warn("a proxy rejected something that names no record", "part", suspect[0])
+				continue
+			}
+			out = append(out, store.Pin{Key: toStoreKey(key), Hash: suspect[1], Fleet: fleet, Reason: messages[0]})
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Key.Name < out[j].Key.Name })
+	return out
+}

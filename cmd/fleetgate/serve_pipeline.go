@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/translate"
+	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
+	"github.com/fleetgate/fleetgate/xds"
+)
+
+// pipeline follows the store: committed records -> assembly -> xDS. It needs no leader, no quorum and no Kubernetes API (D4).
+type pipeline struct {
+	db     *store.Store
+	server *xds.Server
+	open   func(sealed, additional []byte) ([]byte, error)
+	touch  func(keys []record.Key) // records whose objects' status may differ
+	log    *slog.Logger
+
+	mu     sync.RWMutex
+	state  *assemble.State
+	config assemble.Config
+	fleets map[string]uint64 // fleet -> index of the last step that changed something for it
+	pins   map[store.Key]store.Pin
+	cancel func()
+	events <-chan store.Event
+}
+
+// start assembles what the disk holds, so that proxies can be answered before anybody else was heard.
+func (p *pipeline) start() error {
+	p.events, p.cancel = p.db.Subscribe()
+	return p.rebuild()
+}
+
+// rebuild assembles everything from the store.
+func (p *pipeline) rebuild() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.fleets
+	p.state, p.fleets = assemble.New(p.config), map[string]uint64{}
+	p.loadPins()
+	var changes []assemble.Change
+	index := p.db.Applied()
+	if err := p.db.Scan(func(r *store.Record) error {
+		changes = append(changes, p.change(r.Key, r))
+		return nil
+	}); err != nil {
+		return fmt.Errorf("reading the route store: %w", err)
+	}
+	p.publish(index, p.state.Apply(changes))
+	for fleet := range old {
+		if _, still := p.fleets[fleet]; !still {
+			p.server.Apply([]xds.Update{{Fleet: fleet, Index: index, Gone: true}})
+		}
+	}
+	return nil
+}
+
+func (p *pipeline) loadPins() {
+	p.pins = map[store.Key]store.Pin{}
+	for _, pin := range p.db.Pins() {
+		p.pins[pin.Key] = pin
+	}
+}
+
+// run applies every committed step until ctx ends.
+func (p *pipeline) run(ctx context.Context) error {
+	defer p.cancel()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-p.events:
+			if !ok {
+				return nil
+			}
+			if err := p.step(e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (p *pipeline) step(e store.Event) error {
+	if e.Reset {
+		return p.rebuild()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changes := make([]assemble.Change, 0, len(e.Changes))
+	for _, c := range e.Changes {
+		changes = append(changes, p.change(c.Key, c.Record))
+	}
+	if len(e.PinsMoved) > 0 {
+		p.loadPins()
+		for _, k := range e.PinsMoved {
+			r, err := p.db.Get(k)
+			if err != nil {
+				return fmt.Errorf("reading a pinned record: %w", err)
+			}
+			changes = append(changes, p.change(k, r))
+		}
+	}
+	if len(changes) > 0 {
+		p.publish(e.Index, p.state.Apply(changes))
+	}
+	return nil
+}
+
+// change turns a stored record into what assembly reads; the caller holds mu.
+func (p *pipeline) change(k store.Key, r *store.Record) assemble.Change {
+	out := assemble.Change{Key: toRecordKey(k)}
+	if r == nil {
+		return out
+	}
+	out.Cur = toContent(&r.Cur, r.Modified)
+	if r.Prev != nil {
+		out.Prev = toContent(r.Prev, r.PrevAt)
+	}
+	if pin, ok := p.pins[k]; ok {
+		out.PinnedHash, out.PinReason = pin.Hash, pin.Reason
+	}
+	return out
+}
+
+func toContent(c *store.Content, index uint64) *assemble.Content {
+	out := &assemble.Content{Hash: c.Hash, Payload: c.Payload, Index: index, Refs: make([]record.Key, len(c.Refs))}
+	for i, k := range c.Refs {
+		out.Refs[i] = toRecordKey(k)
+	}
+	return out
+}
+
+func toRecordKey(k store.Key) record.Key {
+	return record.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: record.Kind(k.Kind), Name: k.Name}
+}
+
+func toStoreKey(k record.Key) store.Key {
+	return store.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: string(k.Kind), Name: k.Name}
+}
+
+// publish hands a step to xds; the caller holds mu.
+func (p *pipeline) publish(index uint64, d assemble.Delta) {
+	updates := make([]xds.Update, 0, len(d.Fleets))
+	for _, f := range d.Fleets {
+		p.fleets[f.Fleet] = index
+		u := xds.Update{Fleet: f.Fleet, Index: index, Gone: f.Gone}
+		if f.Gone {
+			delete(p.fleets, f.Fleet)
+		}
+		for _, r := range f.Resources {
+			if res, ok := p.resource(r); ok {
+				u.Resources = append(u.Resources, res)
+			}
+		}
+		updates = append(updates, u)
+	}
+	if len(updates) > 0 {
+		p.server.Apply(updates)
+	}
+	if p.touch != nil {
+		p.touch(d.Status)
+	}
+}
+
+// resource opens sealed secrets; everything else passes as it is.
+func (p *pipeline) resource(r assemble.Resource) (xds.Resource, bool) {
+	out := xds.Resource{Type: xds.Type(r.Type), Name: r.Name, Version: r.Version, Bytes: r.Bytes, Index: r.Index, Uses: r.Uses, Parts: r.Parts}
+	if r.Type != assemble.TypeSecret || r.Bytes == nil {
+		return out, true
+	}
+	plain, err := p.open(r.Bytes, secretContext(r.Name))
+	if err != nil {
+		p.log.Error("a sealed secret cannot be opened: its listener is not served. Give this replica the seal key of its group", "secret", r.Name, "err", err)
+		return out, false
+	}
+	out.Bytes = plain
+	return out, true
+}
+
+// secretContext is translate.SecretContext of the record that an SDS name (cluster/namespace/name) stands for.
+func secretContext(name string) []byte {
+	cluster, namespace, secret := splitName(name)
+	return translate.SecretContext(record.Key{Cluster: cluster, Namespace: namespace, Kind: record.KindSecret, Name: secret})
+}
+
+// Class reads what committed state says of a GatewayClass.
+func (p *pipeline) Class(k record.Key) (assemble.ClassStatus, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.ClassStatus(k)
+}
+
+// Gateway reads what committed state says of a Gateway.
+func (p *pipeline) Gateway(k record.Key) (assemble.GatewayStatus, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.GatewayStatus(k)
+}
+
+// Route reads what committed state says of a route.
+func (p *pipeline) Route(k record.Key) (assemble.RouteStatus, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.RouteStatus(k)
+}
+
+// due is the index that a fleet must have ACKed for everything up to index to be live: beyond its last change there is nothing to ACK.
+func (p *pipeline) due(fleet string, index uint64) uint64 {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return min(index, p.fleets[fleet])
+}
+
+// keys lists the Gateways and routes that have a status.
+func (p *pipeline) keys() (gateways, routes []record.Key) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.Gateways(), p.state.Routes()
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/member"
+	"github.com/fleetgate/fleetgate/shard"
+	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// view is what this replica knows; on the leader that is all there is to know.
+func (r *replica) view() view {
+	index, hash := r.db.StateHash()
+	v := view{APIVersion: apiVersion, Kind: "View", ClusterID: r.db.ClusterID(), Index: index, StateHash: hash,
+		Replicas: []replicaView{}, Gateways: []gatewayView{}, Routes: []routeView{}, Rows: []rowView{}, Clusters: []memberCluster{}}
+	v.Proxies = r.acks.all()
+	if r.joined() {
+		v.Leader = r.leaderID()
+	}
+	if v.Leader == "" {
+		v.Notice = noLeader
+		v.Proxies = r.xds.Proxies()
+	}
+	r.viewGroup(&v)
+	gateways, routes := r.pipe.keys()
+	for _, k := range gateways {
+		if g, ok := r.viewGateway(k); ok {
+			v.Gateways = append(v.Gateways, g)
+		}
+	}
+	for _, k := range routes {
+		if rt, ok := r.viewRoute(k); ok {
+			v.Routes = append(v.Routes, rt)
+		}
+	}
+	return v
+}
+
+func (r *replica) viewGroup(v *view) {
+	live := map[string]shard.Heartbeat{}
+	if r.joined() {
+		for s, b := range r.leader.Live() {
+			live[shard.ReplicaOf(s)] = b
+		}
+	}
+	for _, rep := range r.db.Replicas() {
+		b, ok := live[rep.ID]
+		out := replicaView{ID: rep.ID, Raft: rep.Raft, XDS: rep.XDS, Admin: rep.Admin, Version: rep.Version, Role: "Follower", Live: ok, Applied: b.Applied, Rows: b.Rows, Proxies: b.Proxies}
+		switch {
+		case rep.ID == v.Leader:
+			out.Role, out.Live = "Leader", true
+		case !ok:
+			out.Role = "Unreachable"
+		}
+		v.Replicas = append(v.Replicas, out)
+	}
+	_, rows := r.db.Table()
+	for _, row := range rows {
+		v.Rows = append(v.Rows, rowView{ID: row.ID, Cluster: row.Cluster, From: fmt.Sprintf("%016x", row.From), To: fmt.Sprintf("%016x", row.To), Owner: shard.ReplicaOf(row.Owner), Epoch: row.Epoch})
+	}
+	for _, c := range r.cfg.Clusters {
+		synced := r.manager != nil && r.joined() && r.manager.Synced(c.Name)
+		v.Clusters = append(v.Clusters, memberCluster{Name: c.Name, Synced: synced})
+		if src, ok := r.sources[c.Name]; ok {
+			for _, p := range src.Problems() {
+				v.Problems = append(v.Problems, viewProblem(c.Name, p))
+			}
+		}
+	}
+}
+
+func viewProblem(cluster string, p member.Problem) problemView {
+	return problemView{Cluster: cluster, File: p.File, Document: p.Document, Line: p.Line, Object: p.Object, Field: p.Field, Message: p.Message}
+}
+
+// written reads the status as it stands in the member cluster: what kubectl would print.
+func (r *replica) written(cluster string, o record.Object, into any) {
+	src := r.Source(cluster)
+	if src == nil {
+		return
+	}
+	b, _, err := src.ReadStatus(context.Background(), o.Kind, o.Namespace, o.Name)
+	if err == nil {
+		err = json.Unmarshal(b, into)
+	}
+	if err != nil {
+		r.log.Debug("no status to show", "object", o, "err", err)
+	}
+}
+
+func (r *replica) created(cluster, kind, namespace, name string) int64 {
+	id, _ := r.db.Identity(cluster, kind, namespace, name)
+	return id.Created
+}
+
+func (r *replica) viewGateway(k record.Key) (gatewayView, bool) {
+	s, ok := r.pipe.Gateway(k)
+	if !ok {
+		return gatewayView{}, false
+	}
+	var st gatewayv1.GatewayStatus
+	r.written(k.Cluster, s.Object, &st)
+	c := r.Converged(record.FleetName(k.Cluster, k.Namespace, k.Name), s.Index, k)
+	g := gatewayView{Cluster: k.Cluster, Namespace: k.Namespace, Name: k.Name, Class: s.Class, Addresses: []string{}, Programmed: "Unknown", Created: r.created(k.Cluster, "Gateway", k.Namespace, k.Name),
+		Generation: s.Object.Generation, Index: s.Index, Proxies: c.Counted, Acked: c.Acked, Listeners: []listenerView{}, Conditions: viewConditions(st.Conditions)}
+	for _, a := range st.Addresses {
+		g.Addresses = append(g.Addresses, a.Value)
+	}
+	for _, cond := range st.Conditions {
+		if cond.Type == string(gatewayv1.GatewayConditionProgrammed) {
+			g.Programmed, g.Reason, g.Message = string(cond.Status), cond.Reason, cond.Message
+		}
+	}
+	for i, l := range s.Listeners {
+		g.Listeners = append(g.Listeners, viewListener(s, i, l, st))
+	}
+	return g, true
+}
+
+func viewListener(s assemble.GatewayStatus, i int, l gatewayv1.ListenerStatus, st gatewayv1.GatewayStatus) listenerView {
+	out := listenerView{Name: string(l.Name), AttachedRoutes: l.AttachedRoutes, Conditions: []conditionView{}}
+	if i < len(s.Ports) && i < len(s.Protocols) && i < len(s.Hostnames) {
+		out.Port, out.Protocol, out.Hostname = s.Ports[i], s.Protocols[i], s.Hostnames[i]
+	}
+	for _, w := range st.Listeners {
+		if w.Name == l.Name {
+			out.Conditions = viewConditions(w.Conditions)
+		}
+	}
+	return out
+}
+
+func (r *replica) viewRoute(k record.Key) (routeView, bool) {
+	s, ok := r.pipe.Route(k)
+	if !ok {
+		return routeView{}, false
+	}
+	var st gatewayv1.RouteStatus
+	r.written(k.Cluster, s.Object, &st)
+	out := routeView{Cluster: k.Cluster, Kind: s.Object.Kind, Namespace: s.Object.Namespace, Name: s.Object.Name, Hostnames: s.Hostnames, Generation: s.Object.Generation, Index: s.Index,
+		Created: r.created(k.Cluster, s.Object.Kind, s.Object.Namespace, s.Object.Name), Parents: []parentView{}}
+	if out.Hostnames == nil {
+		out.Hostnames = []string{}
+	}
+	for _, p := range st.Parents {
+		out.Parents = append(out.Parents, parentView{Parent: refName(p.ParentRef, s.Object.Namespace), Conditions: viewConditions(p.Conditions)})
+	}
+	for _, p := range s.MissingParents {
+		out.Parents = append(out.Parents, parentView{Parent: p, Conditions: []conditionView{{Type: "Accepted", Status: "False", Reason: "NoMatchingParent",
+			Message: "Gateway " + p + " does not exist, or its class is not ours; create it or correct parentRefs", ObservedGeneration: s.Object.Generation}}})
+	}
+	return out, true
+}
+
+func refName(p gatewayv1.ParentReference, namespace string) string {
+	if p.Namespace != nil {
+		namespace = string(*p.Namespace)
+	}
+	name := namespace + "/" + string(p.Name)
+	if p.SectionName != nil {
+		name += "/" + string(*p.SectionName)
+	}
+	return name
+}
+
+func viewConditions(in []metav1.Condition) []conditionView {
+	out := make([]conditionView, 0, len(in))
+	for _, c := range in {
+		out = append(out, conditionView{Type: c.Type, Status: string(c.Status), Reason: c.Reason, Message: c.Message, ObservedGeneration: c.ObservedGeneration})
+	}
+	return out
+}
+
+// touchFleet has the statuses of a Gateway looked at again: which proxies count has changed.
+func (r *replica) touchFleet(cluster, namespace, name string) {
+	_, routes := r.pipe.keys()
+	keys := []record.Key{{Cluster: cluster, Namespace: namespace, Kind: record.KindGateway, Name: name}}
+	r.status.Touch(append(keys, routes...))
+}

@@ -1,0 +1,294 @@
+package loadtest
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/fleetgate/fleetgate/cluster/store"
+)
+
+const base = `apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: envoy}
+spec: {controllerName: fleetgate.io/gatewayclass-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gw, namespace: default}
+spec:
+  gatewayClassName: envoy
+  listeners:
+  - {name: http, protocol: HTTP, port: PORT, allowedRoutes: {namespaces: {from: All}}}
+`
+
+// backend is a Deployment with its Service.
+func backend(namespace, name string) string {
+	return fmt.Sprintf(`---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %[2]s, namespace: %[1]s}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: %[2]s}}
+  template:
+    metadata: {labels: {app: %[2]s}}
+    spec: {containers: [{name: c, image: demo, ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: %[2]s, namespace: %[1]s}
+spec: {selector: {app: %[2]s}, ports: [{port: 8080, targetPort: 80}]}
+`, namespace, name)
+}
+
+// route sends a prefix to weighted backends.
+func route(namespace, name, prefix string, backends ...string) string {
+	var refs strings.Builder
+	for _, b := range backends {
+		svc, weight, _ := strings.Cut(b, "=")
+		if weight == "" {
+			weight = "1"
+		}
+		fmt.Fprintf(&refs, "    - {name: %s, port: 8080, weight: %s}\n", svc, weight)
+	}
+	return fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: %s, namespace: %s}
+spec:
+  parentRefs: [{name: gw, namespace: default}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: %s}}]
+    backendRefs:
+%s`, name, namespace, prefix, refs.String())
+}
+
+func (r *rig) get(path string) (int, string) {
+	resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", r.port, path))
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b)
+}
+
+func (r *rig) waitLive(namespace, name string, generation int64, limit time.Duration) time.Duration {
+	return r.until(fmt.Sprintf("generation %d of %s/%s is ACKed by both Envoys", generation, namespace, name), limit, func() bool {
+		v, err := r.view()
+		return err == nil && v.live(namespace, name, generation)
+	})
+}
+
+// TestMeasurePropagation: saving a weight change, from file close to both Envoys' ACK; then the split is right.
+func TestMeasurePropagation(t *testing.T) {
+	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "v1") + backend("default", "v2"), "route.yaml": route("default", "split", "/", "v1=90", "v2=10")})
+	r.waitLive("default", "split", 1, 30*time.Second)
+	var took []time.Duration
+	n := times(200)
+	for i := range n {
+		weights := []string{"v1=50", "v2=50"}
+		if i%2 == 1 && i != n-1 {
+			weights = []string{"v1=90", "v2=10"}
+		}
+		if i == n-1 {
+			weights = []string{"v1=70", "v2=30"}
+		}
+		r.save("route.yaml", route("default", "split", "/", weights...))
+		took = append(took, r.waitLive("default", "split", int64(i+2), 10*time.Second))
+	}
+	requests, hits := times(10000), 0
+	for range requests {
+		code, body := r.get("/split")
+		if code != http.StatusOK {
+			t.Fatalf("status %d: %s", code, body)
+		}
+		if strings.Contains(body, "v2-") || strings.Contains(body, `"v2`) {
+			hits++
+		}
+	}
+	want := 0.3 * float64(requests)
+	if sigma := math.Sqrt(float64(requests) * 0.3 * 0.7); math.Abs(float64(hits)-want) > 5*sigma {
+		t.Errorf("%d of %d requests went to v2, want %.0f within 5 sigma (%.0f)", hits, requests, want, 5*sigma)
+	}
+	row(t, "file close -> both Envoys' ACK", "%d changes, p50 %v, p99 %v, max %v; split %d of %d to the 30 %% backend", n, quantile(took, .5), quantile(took, .99), quantile(took, 1), hits, requests)
+}
+
+// swap runs changes of the backend under load and counts the lost requests.
+func swap(t *testing.T, n int, args ...string) (sent, bad int, why map[string]int, took time.Duration) {
+	t.Helper()
+	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "a") + backend("default", "b"), "route.yaml": route("default", "swap", "/", "a")}, args...)
+	r.waitLive("default", "swap", 1, 30*time.Second)
+	r.until("traffic flows", 10*time.Second, func() bool { code, _ := r.get("/load"); return code == http.StatusOK })
+	l := fire(r.port, 8, 0, 30)
+	begin := time.Now()
+	for i := range n {
+		r.save("route.yaml", route("default", "swap", "/", []string{"b", "a"}[i%2]))
+		r.waitLive("default", "swap", int64(i+2), 20*time.Second)
+	}
+	took = time.Since(begin)
+	sent, bad, why = l.end()
+	return sent, bad, why, took
+}
+
+// TestMeasureSwaps: changing which backend a route uses, each time a new cluster, loses no request; without the gate it does.
+func TestMeasureSwaps(t *testing.T) {
+	n := times(1000)
+	sent, bad, why, took := swap(t, n)
+	row(t, "backend swaps under load", "%d swaps in %v, %d requests, %d not 200", n, took.Round(time.Millisecond), sent, bad)
+	if bad > 0 {
+		t.Errorf("lost requests: %v", why)
+	}
+	sent, bad, _, _ = swap(t, n, "--set", "test-gate-off=true")
+	row(t, "the same without the gate", "%d requests, %d not 200", sent, bad)
+	if bad == 0 {
+		t.Error("no request was lost without the gate: this test cannot tell whether the gate works")
+	}
+}
+
+// TestMeasureKills: kill -9 of each replica in turn under 500 requests a second.
+func TestMeasureKills(t *testing.T) {
+	manifests := map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "web"), "route.yaml": route("default", "web", "/", "web")}
+	spaces := []string{"team-001", "team-002", "team-003", "team-004", "team-005", "team-006"}
+	for _, ns := range spaces {
+		manifests[ns+".yaml"] = backend(ns, "web") + "---\n" + route(ns, "web", "/"+ns, "web=1")
+	}
+	r := start(t, manifests)
+	generation := map[string]int64{}
+	for _, ns := range spaces {
+		generation[ns] = 1
+		r.waitLive(ns, "web", 1, 30*time.Second)
+	}
+	change := func(ns string) {
+		generation[ns]++
+		r.save(ns+".yaml", backend(ns, "web")+"---\n"+route(ns, "web", "/"+ns, fmt.Sprintf("web=%d", generation[ns])))
+	}
+	l := fire(r.port, 10, 500, 0)
+	var owned, led []time.Duration
+	for round := range times(20) * 3 {
+		victim := fmt.Sprintf("replica-%d", round%3+1)
+		pids := r.pidsOf(victim)
+		if len(pids) != 1 {
+			t.Fatalf("processes of %s: %v in %v", victim, pids, r.pids())
+		}
+		v, err := r.view()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, leads := ownedBy(v, victim, spaces), strings.HasPrefix(v.Leader, victim+"-")
+		if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		change(ns)
+		r.waitLive(ns, "web", generation[ns], 30*time.Second)
+		owned = append(owned, time.Since(begin))
+		if leads {
+			led = append(led, time.Since(begin))
+		}
+		r.until(victim+" is back", 30*time.Second, func() bool {
+			v, err := r.view()
+			if err != nil {
+				return false
+			}
+			live := 0
+			for _, rep := range v.Replicas {
+				if rep.Live {
+					live++
+				}
+			}
+			return live == 3
+		})
+	}
+	sent, bad, why := l.end()
+	row(t, "kills of replicas under load", "%d kills, %d requests, %d not 200", len(owned), sent, bad)
+	row(t, "kill -> change of its namespace ACKed", "p50 %v, max %v", quantile(owned, .5), quantile(owned, 1))
+	row(t, "leader kill -> change ACKed", "%d kills, p50 %v, max %v", len(led), quantile(led, .5), quantile(led, 1))
+	if bad > 0 {
+		t.Errorf("lost requests: %v", why)
+	}
+	r.equalHashes()
+}
+
+// ownedBy picks a namespace that a replica owns, or any.
+func ownedBy(v *view, replica string, spaces []string) string {
+	for _, ns := range spaces {
+		h := fmt.Sprintf("%016x", store.Hash(ns))
+		for _, row := range v.Rows {
+			if strings.HasPrefix(row.Owner, replica+"-") && h >= row.From && (row.To == "0000000000000000" || h < row.To) {
+				return ns
+			}
+		}
+	}
+	return spaces[0]
+}
+
+// equalHashes stops everything and compares the replicas' files by a full scan, if they ended at one index.
+func (r *rig) equalHashes() {
+	r.until("all replicas have applied the same", 10*time.Second, func() bool {
+		v, err := r.view()
+		if err != nil {
+			return false
+		}
+		for _, rep := range v.Replicas {
+			if rep.Applied != v.Replicas[0].Applied {
+				return false
+			}
+		}
+		return len(v.Replicas) == 3
+	})
+	_ = r.cmd.Process.Signal(syscall.SIGTERM)
+	r.exited <- <-r.exited
+	files, _ := filepath.Glob(filepath.Join(r.state, "*", "store", "store.db"))
+	more, _ := filepath.Glob(filepath.Join(r.state, "*", "*", "store", "store.db"))
+	byIndex := map[uint64]string{}
+	for _, f := range append(files, more...) {
+		index, hash, err := store.FileHash(f)
+		if err != nil {
+			r.t.Errorf("%s: %v", f, err)
+		}
+		if other, ok := byIndex[index]; ok && other != hash {
+			r.t.Errorf("%s differs from another replica at index %d", f, index)
+		}
+		byIndex[index] = hash
+		r.t.Logf("%s: index %d, %s", filepath.Base(filepath.Dir(filepath.Dir(f))), index, hash[:16])
+	}
+	if len(files)+len(more) != 3 {
+		r.t.Errorf("%d store files, want 3", len(files)+len(more))
+	}
+}
+
+// TestMeasureStoppedProxy: with one Envoy stopped a new generation is not programmed, and it says "1 of 2 proxies".
+func TestMeasureStoppedProxy(t *testing.T) {
+	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "web"), "route.yaml": route("default", "web", "/", "web")})
+	r.waitLive("default", "web", 1, 30*time.Second)
+	envoys := r.pidsOf("default/")
+	if len(envoys) != 2 {
+		t.Fatalf("Envoys: %v in %v", envoys, r.pids())
+	}
+	if err := syscall.Kill(envoys[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	cont := func() { _ = syscall.Kill(envoys[0], syscall.SIGCONT) }
+	defer cont()
+	r.save("gateway.yaml", strings.ReplaceAll(strings.Replace(base, "name: http,", "name: web,", 1), "PORT", fmt.Sprint(r.port)))
+	r.until("the Gateway says 1 of 2 proxies", 10*time.Second, func() bool {
+		v, err := r.view()
+		return err == nil && v.Gateways[0].Generation == 2 && v.Gateways[0].Programmed == "False" && strings.Contains(v.Gateways[0].Message, "1 of 2 proxies")
+	})
+	cont()
+	r.until("the Gateway is programmed again", 20*time.Second, func() bool {
+		v, err := r.view()
+		return err == nil && v.Gateways[0].Programmed == "True"
+	})
+	if _, err := os.Stat(r.state); err != nil {
+		t.Fatal(err)
+	}
+}
