@@ -5,7 +5,6 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -101,6 +100,7 @@ func TestMeasurePropagation(t *testing.T) {
 		if i == n-1 {
 			weights = []string{"v1=70", "v2=30"}
 		}
+		time.Sleep(150 * time.Millisecond) // a change at a time: reports of one proxy are at most ten a second
 		r.save("route.yaml", route("default", "split", "/", weights...))
 		took = append(took, r.waitLive("default", "split", int64(i+2), 10*time.Second))
 	}
@@ -278,7 +278,8 @@ func TestMeasureStoppedProxy(t *testing.T) {
 	}
 	cont := func() { _ = syscall.Kill(envoys[0], syscall.SIGCONT) }
 	defer cont()
-	r.save("gateway.yaml", strings.ReplaceAll(strings.Replace(base, "name: http,", "name: web,", 1), "PORT", fmt.Sprint(r.port)))
+	more := fmt.Sprintf("  - {name: more, protocol: HTTP, port: %d, allowedRoutes: {namespaces: {from: All}}}\n", freePort(t))
+	r.save("gateway.yaml", strings.ReplaceAll(base, "PORT", fmt.Sprint(r.port))+more)
 	r.until("the Gateway says 1 of 2 proxies", 10*time.Second, func() bool {
 		v, err := r.view()
 		return err == nil && v.Gateways[0].Generation == 2 && v.Gateways[0].Programmed == "False" && strings.Contains(v.Gateways[0].Message, "1 of 2 proxies")
@@ -288,7 +289,4 @@ func TestMeasureStoppedProxy(t *testing.T) {
 		v, err := r.view()
 		return err == nil && v.Gateways[0].Programmed == "True"
 	})
-	if _, err := os.Stat(r.state); err != nil {
-		t.Fatal(err)
-	}
 }

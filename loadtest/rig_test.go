@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -226,14 +227,12 @@ var client = &http.Client{Timeout: 3 * time.Second}
 
 // view asks the first replica that answers with a leader.
 func (r *rig) view() (*view, error) {
-	err := fmt.Errorf("no replica yet")
 	for _, a := range r.adminAddresses() {
-		var v *view
-		if v, err = viewOf(a); err == nil && v.Leader != "" {
+		if v, err := viewOf(a); err == nil && v.Leader != "" {
 			return v, nil
 		}
 	}
-	return nil, err
+	return nil, errors.New("no replica knows a leader")
 }
 
 func viewOf(admin string) (*view, error) {
