@@ -100,7 +100,7 @@ func TestMeasurePropagation(t *testing.T) {
 		if i == n-1 {
 			weights = []string{"v1=70", "v2=30"}
 		}
-		time.Sleep(150 * time.Millisecond) // a change at a time: reports of one proxy are at most ten a second
+		time.Sleep(110 * time.Millisecond) // a change at a time: reports of one proxy are at most ten a second
 		r.save("route.yaml", route("default", "split", "/", weights...))
 		took = append(took, r.waitLive("default", "split", int64(i+2), 10*time.Second))
 	}

@@ -158,15 +158,36 @@ func (f *fleet) lastGood(t Type, held, bad *item) *item {
 
 // reporter paces the reports of one stream.
 type reporter struct {
-	start time.Time
-	sent  time.Time
-	given bool
+	start   time.Time
+	sent    time.Time
+	noticed time.Time // when only what a proxy waits for changed first since the last report
+	given   bool
 }
 
 const (
 	reportEvery   = 100 * time.Millisecond
 	maxExceptions = 16
 )
+
+// due tells when a report may go out. That a proxy is on the way (index is where it will be) is news only when it stays on the way: told at once,
+// it would hold back the ACK that follows a few milliseconds later.
+func (r *reporter) due(now time.Time, index uint64, last, next Report) time.Time {
+	due := r.sent.Add(reportEvery)
+	if !r.given || next.Acked == index || len(next.Rejected) != len(last.Rejected) {
+		return due
+	}
+	if r.noticed.IsZero() {
+		r.noticed = now
+	}
+	return later(due, r.noticed.Add(reportEvery))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
 
 // report brings the watermark up to date and tells about it: the first change at once, then at most ten times a second.
 func (s *stream) report(now time.Time) {
@@ -183,11 +204,11 @@ func (s *stream) report(now time.Time) {
 		s.wakeAt(s.reporter.start.Add(s.srv.cfg.GateTimeout))
 		return
 	}
-	if due := s.reporter.sent.Add(reportEvery); now.Before(due) {
+	if due := s.reporter.due(now, s.index, *last, next); now.Before(due) {
 		s.wakeAt(due)
 		return
 	}
-	s.reporter.given, s.reporter.sent = true, now
+	s.reporter.given, s.reporter.sent, s.reporter.noticed = true, now, time.Time{}
 	s.last.Store(&next)
 	s.srv.report(next)
 }
