@@ -290,3 +290,58 @@ func TestMeasureStoppedProxy(t *testing.T) {
 		return err == nil && v.Gateways[0].Programmed == "True"
 	})
 }
+
+// TestRejectedRoute: bytes that pass our validation and that an Envoy with a lowered re2.max_program_size refuses are told on their route, keep their
+// last good version, hold up nobody, and meet no starting Envoy.
+func TestRejectedRoute(t *testing.T) {
+	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "a") + backend("default", "b"),
+		"bad.yaml": route("default", "bad", "/bad", "a"), "good.yaml": route("default", "good", "/good", "a")}, "--test-re2-program", "100")
+	r.waitLive("default", "bad", 1, 30*time.Second)
+	r.waitLive("default", "good", 1, 30*time.Second)
+	regex := strings.Replace(route("default", "bad", "/bad", "b"), "type: PathPrefix, value: /bad", "type: RegularExpression, value: \"/bad/[a-z]{1,200}\"", 1)
+	r.save("bad.yaml", regex)
+	told := r.until("the route says that proxies rejected it", 10*time.Second, func() bool { return r.rejected("bad") })
+	row(t, "rejected by Envoy -> told on the route", "%v", told)
+	r.save("good.yaml", route("default", "good", "/good", "b"))
+	r.waitLive("default", "good", 2, 10*time.Second)
+	r.serves("/good", "b-")
+	r.serves("/bad", "a-")
+	for n := 1; n <= 3; n++ {
+		if pids := r.pidsOf(fmt.Sprintf("replica-%d", n)); len(pids) == 1 {
+			_ = syscall.Kill(pids[0], syscall.SIGKILL)
+		}
+	}
+	for _, pid := range r.pidsOf("default/") {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	r.until("fresh Envoys of restarted replicas serve", 60*time.Second, func() bool { code, _ := r.get("/good"); return code == http.StatusOK })
+	r.serves("/bad", "a-")
+	r.save("bad.yaml", route("default", "bad", "/bad", "b"))
+	r.until("a corrected route goes live", 20*time.Second, func() bool { _, body := r.get("/bad"); return strings.Contains(body, "b-") })
+	r.until("and says so", 20*time.Second, func() bool { return !r.rejected("bad") })
+}
+
+func (r *rig) serves(path, pod string) {
+	r.t.Helper()
+	if code, body := r.get(path); code != http.StatusOK || !strings.Contains(body, pod) {
+		r.t.Errorf("%s answered %d %s, want pod %s", path, code, body, pod)
+	}
+}
+
+// rejected tells whether a route's condition says that proxies rejected it.
+func (r *rig) rejected(name string) bool {
+	v, err := r.view()
+	if err != nil {
+		return false
+	}
+	for _, rt := range v.Routes {
+		for _, p := range rt.Parents {
+			for _, c := range p.Conditions {
+				if rt.Name == name && c.Type == "fleetgate.io/Programmed" && c.Status == "False" && c.Reason == "Rejected" {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}

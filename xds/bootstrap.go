@@ -18,6 +18,8 @@ type BootstrapConfig struct {
 	AdminPort int
 	// CertFile, KeyFile and CAFile are PEM files; without a CertFile the connection is plain, which no replica accepts outside tests.
 	CertFile, KeyFile, CAFile string
+	// RE2Program is the largest program that a regular expression may become in this Envoy; 0 = RE2Program.
+	RE2Program int
 	// ServerName is the DNS name that the replicas' certificates must carry, and the SNI that is sent.
 	ServerName string
 }
@@ -30,6 +32,10 @@ const (
 	typeUpstreamTLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 )
 
+// RE2Program is the largest RE2 program that our Envoys take. Envoy's own default of 100 refuses ordinary long expressions; translate bounds what it
+// lets through well below this.
+const RE2Program = 32768
+
 // Bootstrap gives the bootstrap file (JSON, which is YAML too) of an Envoy that takes all of its configuration over delta ADS. LDS and CDS wait for
 // ever for their first answer: an Envoy that starts while no replica answers is not ready, rather than ready and empty.
 func Bootstrap(c BootstrapConfig) ([]byte, error) {
@@ -37,7 +43,11 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap of proxy %q: %w", c.ProxyID, err)
 	}
+	if c.RE2Program == 0 {
+		c.RE2Program = RE2Program
+	}
 	out := object{
+		"layered_runtime":       object{"layers": []any{object{"name": "fleetgate", "static_layer": object{"re2.max_program_size.error_level": c.RE2Program}}}},
 		"node":                  object{"id": c.ProxyID, "cluster": c.FleetCluster},
 		"dynamic_resources":     dynamicResources(),
 		"static_resources":      object{"clusters": []any{cluster}},

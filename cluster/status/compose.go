@@ -99,6 +99,9 @@ func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now 
 			c := converge(p.Fleet).condition(ConditionRouteProgrammed, s.Object.Generation)
 			if s.Pending != "" {
 				c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Pending", s.Pending
+				if s.Rejected {
+					c.Reason = "Rejected"
+				}
 			}
 			conditions = append(conditions, c)
 		}

@@ -209,9 +209,9 @@ func (w *Writer) compose(k record.Key) (composed, bool, bool) {
 			return composed{}, false, false
 		}
 		converge := func(fleet string) Convergence { return w.Facts.Converged(fleet, s.Index, k) }
-		live := s.Pending == ""
+		live := s.Pending == "" || s.Rejected // a rejection is final: nothing to wait for
 		for _, p := range s.Parents {
-			live = live && (!p.Attached || converge(p.Fleet).Live())
+			live = live && (!p.Attached || s.Rejected || converge(p.Fleet).Live())
 		}
 		return composed{s.Object, func(present []byte, now metav1.Time) (any, error) {
 			var p gatewayv1.RouteStatus

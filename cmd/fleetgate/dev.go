@@ -26,6 +26,7 @@ import (
 type devOptions struct {
 	dir, state, listen string
 	replicas, envoys   int
+	re2Program         int // lowered by a test that wants a real rejection
 	fresh              bool
 	executable         string
 	serveSettings      []string // name=value for every replica's serve.yaml; tests shorten time-outs with it
@@ -53,7 +54,9 @@ func newDevCommand(t terminal) *cobra.Command {
 	fs.BoolVar(&o.fresh, "fresh", false, "forget the state of earlier runs")
 	fs.StringVar(&o.executable, "executable", "", "program to run replicas with")
 	fs.StringArrayVar(&o.serveSettings, "set", nil, "NAME=VALUE: a setting of fleetgate serve for every replica")
+	fs.IntVar(&o.re2Program, "test-re2-program", 0, "largest regular expression program that the Envoys take")
 	_ = fs.MarkHidden("executable")
+	_ = fs.MarkHidden("test-re2-program")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := o.check(); err != nil {
 			return usageError{err}
@@ -199,7 +202,7 @@ func (d *dev) assemble(envoy string) {
 	}
 	d.asking.server = strings.Join(admin, ",")
 	d.sup = newSupervisor(d.say, d.notePIDs)
-	d.fleets = &fleets{dir: filepath.Join(d.state, "proxy"), envoy: envoy, size: d.envoys, listen: d.listen, xds: xdsAddresses, certs: d.certs,
+	d.fleets = &fleets{dir: filepath.Join(d.state, "proxy"), envoy: envoy, size: d.envoys, re2Program: d.re2Program, listen: d.listen, xds: xdsAddresses, certs: d.certs,
 		sup: d.sup, say: d.say, tell: d.tell, running: map[string]*fleet{}}
 	d.pods = newPods(d.dir, filepath.Join(d.state, "endpoints"), d.saved, func() error { return d.saved.save(d.state) }, d.say)
 	d.screen = newScreen(d.out, d.terminal, nil)

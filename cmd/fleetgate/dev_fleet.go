@@ -27,16 +27,17 @@ type fleet struct {
 
 // fleets keeps a fleet for every Gateway in the group's view.
 type fleets struct {
-	dir     string // <state>/proxy
-	envoy   string
-	size    int
-	listen  string // address that listeners bind
-	xds     []string
-	certs   *devCerts
-	sup     *supervisor
-	say     func(string, ...any)
-	tell    func(ctx context.Context, f store.Fleet) error
-	running map[string]*fleet
+	dir        string // <state>/proxy
+	envoy      string
+	size       int
+	re2Program int    // 0 = as many as our Envoys should take
+	listen     string // address that listeners bind
+	xds        []string
+	certs      *devCerts
+	sup        *supervisor
+	say        func(string, ...any)
+	tell       func(ctx context.Context, f store.Fleet) error
+	running    map[string]*fleet
 }
 
 // follow starts, tells and stops fleets, as the view asks.
@@ -157,7 +158,7 @@ func (f *fleets) prepare(id xds.Identity) (*process, error) {
 	}
 	b, err := xds.Bootstrap(xds.BootstrapConfig{
 		ProxyID: id.Proxy, FleetCluster: id.Fleet(), XDSAddresses: f.xds, AdminPath: adminSocket,
-		CertFile: "proxy.crt", KeyFile: "proxy.key", CAFile: f.certs.proxies.CertFile(), ServerName: xdsServerName,
+		CertFile: "proxy.crt", KeyFile: "proxy.key", CAFile: f.certs.proxies.CertFile(), ServerName: xdsServerName, RE2Program: f.re2Program,
 	})
 	if err != nil {
 		return nil, err

@@ -307,12 +307,12 @@ func (r *replica) keepPins(ctx context.Context) {
 		pinned := map[store.Key]string{}
 		for _, p := range r.db.Pins() {
 			pinned[p.Key] = p.Hash
-			if rec, err := r.db.Get(p.Key); err == nil && (rec == nil || rec.Cur.Hash != p.Hash) {
+			if rec, err := r.db.Get(p.Key); err == nil && (rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash)) {
 				r.propose(ctx, store.Command{Unpin: &p})
 			}
 		}
 		for _, p := range r.acks.rejections() {
-			if rec, err := r.db.Get(p.Key); err != nil || rec == nil || rec.Cur.Hash != p.Hash || pinned[p.Key] == p.Hash {
+			if rec, err := r.db.Get(p.Key); err != nil || rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash) || pinned[p.Key] == p.Hash {
 				continue
 			}
 			r.log.Warn("proxies rejected a record: its previous bytes are served", "record", p.Key, "reason", p.Reason)

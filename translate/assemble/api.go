@@ -89,6 +89,7 @@ type RouteStatus struct {
 	Hostnames []string
 	Index     uint64 // index at which its live content was written or went live
 	Pending   string // why the newest content is not live yet, "" = it is
+	Rejected  bool   // because proxies rejected it
 	Parents   []ParentStatus
 	// MissingParents are the Gateways that parentRefs name and that do not exist, as "namespace/name": no controller can report these in a status.
 	MissingParents []string

@@ -28,6 +28,7 @@ type live struct {
 	*decoded        // nil = none
 	degraded bool   // its matches answer 500
 	pending  string // why it is not the newest one as it is, "" = it is
+	rejected bool   // because proxies rejected the newest
 }
 
 // same tells whether two choices serve the same.
@@ -71,12 +72,18 @@ func choose(e *entry, exists func(record.Key) bool) live {
 		return live{decoded: e.cur}
 	}
 	if e.prev != nil && e.obstacle(e.prev, exists) == "" {
-		return live{decoded: e.prev, pending: why + "; the previous version is served meanwhile"}
+		return live{decoded: e.prev, rejected: e.rejects(e.cur), pending: why + "; the previous version is served meanwhile"}
 	}
 	if e.key.Kind == record.KindRoute && e.cur.err == nil && e.pinned == e.cur.Hash {
-		return live{decoded: e.cur, degraded: true, pending: why + "; its requests answer 500 until it is changed"}
+		return live{decoded: e.cur, rejected: true, degraded: true, pending: why + "; its requests answer 500 until it is changed"}
 	}
-	return live{pending: why}
+	return live{rejected: e.rejects(e.cur), pending: why}
+}
+
+// rejects tells whether a pin keeps a content from being served.
+func (e *entry) rejects(d *decoded) bool {
+	hash, _ := strings.CutSuffix(e.pinned, degradedSuffix)
+	return e.pinned != "" && hash == d.Hash
 }
 
 // obstacle says what keeps a content from being live, "" = nothing.
@@ -84,7 +91,7 @@ func (e *entry) obstacle(d *decoded, exists func(record.Key) bool) string {
 	if d.err != nil {
 		return fmt.Sprintf("its record cannot be read (%v); save the object again", d.err)
 	}
-	if hash, _ := strings.CutSuffix(e.pinned, degradedSuffix); e.pinned != "" && hash == d.Hash {
+	if e.rejects(d) {
 		return fmt.Sprintf("proxies rejected it: %s; change the object", e.reason)
 	}
 	for _, r := range d.Refs {

@@ -26,7 +26,7 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 	if r == nil {
 		return RouteStatus{}, false
 	}
-	out := RouteStatus{Index: r.index, Pending: r.live.pending}
+	out := RouteStatus{Index: r.index, Pending: r.live.pending, Rejected: r.live.rejected}
 	newest := r.newest()
 	if newest == nil {
 		return out, true
