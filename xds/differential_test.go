@@ -24,6 +24,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
+var firstHistory = flag.Uint64("first-history", 0, "the seed of the first random history")
+
 var histories = flag.Int("histories", 1000, "random histories of the differential test (a tenth with -short)")
 
 // state is the dumb model of a fleet: name -> marker, and what refers to what.
@@ -282,7 +284,7 @@ func (h *history) askExtra() {
 // wildcard gave, and does not send it when the wildcard comes back; its client therefore says the same on a new stream.
 func (h *history) toggleWildcard() {
 	name := fmt.Sprintf("c%d", h.rand.IntN(6))
-	h.mine.do(func() { h.mine.pipe.toServer <- h.mine.toggle(name); h.mine.follow() })
+	h.mine.do(func() { h.mine.say(h.mine.toggle(name)); h.mine.follow() })
 	if h.theirs != nil {
 		h.theirs.close()
 		h.theirs.toggle(name)
@@ -314,7 +316,7 @@ func TestHistoriesAgainstGoControlPlane(t *testing.T) {
 	for seed := range n {
 		loose := seed%3 == 0
 		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			h := newHistory(t, uint64(seed), true, true)
+			h := newHistory(t, uint64(seed)+*firstHistory, true, true)
 			for range 15 {
 				h.turn(loose)
 			}
@@ -325,7 +327,7 @@ func TestHistoriesAgainstGoControlPlane(t *testing.T) {
 			t.FailNow()
 		}
 	}
-	if nacks == 0 {
+	if n >= 50 && nacks == 0 {
 		t.Error("no history had a NACK: the test tests less than it says")
 	}
 }

@@ -229,7 +229,7 @@ func listenerOf(name, version, rc string, port uint32) Resource {
 }
 
 // dial opens a delta stream with grpc-go's own client and codec, which proves the wire format on the way.
-func (w *world) dial(creds credentials.TransportCredentials) (discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, func()) {
+func (w *world) dial(creds credentials.TransportCredentials) (discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, func(), error) {
 	w.t.Helper()
 	conn, err := grpc.NewClient(w.addr, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)))
 	if err != nil {
@@ -237,8 +237,7 @@ func (w *world) dial(creds credentials.TransportCredentials) (discovery.Aggregat
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return stream, func() { cancel(); conn.Close() }
+	return stream, func() { cancel(); conn.Close() }, err
 }
+
+func adsNode(cluster string) *corev3.Node { return &corev3.Node{Id: "liar", Cluster: cluster} }

@@ -114,9 +114,10 @@ type client struct {
 	resources int
 	nacks     int
 
-	pipe *pipe
-	ops  chan func()
-	done chan struct{}
+	pipe  *pipe
+	trace []string // what was said, shown when a wait fails
+	ops   chan func()
+	done  chan struct{}
 }
 
 type cdsAck struct {
@@ -159,7 +160,7 @@ func (c *client) connect() {
 		if !wild && len(sub) == 0 {
 			continue
 		}
-		c.pipe.toServer <- &discovery.DeltaDiscoveryRequest{TypeUrl: URLs[t], ResourceNamesSubscribe: sub, InitialResourceVersions: maps.Clone(c.versions[t])}
+		c.say(&discovery.DeltaDiscoveryRequest{TypeUrl: URLs[t], ResourceNamesSubscribe: sub, InitialResourceVersions: maps.Clone(c.versions[t])})
 	}
 	go c.loop(c.pipe, c.ops, c.done)
 }
@@ -234,7 +235,7 @@ func (c *client) resubscribe(t Type) {
 	}
 	c.wanted[t] = now
 	if len(r.ResourceNamesSubscribe)+len(r.ResourceNamesUnsubscribe) > 0 {
-		c.pipe.toServer <- r
+		c.say(r)
 	}
 }
 
@@ -260,6 +261,7 @@ func (c *client) take(r *discovery.DeltaDiscoveryResponse) {
 		return
 	}
 	c.responses++
+	c.trace = append(c.trace, fmt.Sprintf("<- %d %s %v -%v", t, r.Nonce, r.Resources, r.RemovedResources))
 	c.resources += len(r.Resources)
 	ack := &discovery.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce}
 	waits := map[string]bool{}
@@ -285,7 +287,7 @@ func (c *client) take(r *discovery.DeltaDiscoveryResponse) {
 	if t == Cluster && ack.ErrorDetail == nil {
 		c.unacked = append(c.unacked, &cdsAck{r.Nonce, waits})
 	} else {
-		c.pipe.toServer <- ack
+		c.say(ack)
 	}
 	c.ackWarm()
 }
@@ -293,7 +295,7 @@ func (c *client) take(r *discovery.DeltaDiscoveryResponse) {
 // ackWarm sends the ACKs of cluster responses in order, each once everything in it is warm.
 func (c *client) ackWarm() {
 	for len(c.unacked) > 0 && len(c.unacked[0].wait) == 0 {
-		c.pipe.toServer <- &discovery.DeltaDiscoveryRequest{TypeUrl: URLs[Cluster], ResponseNonce: c.unacked[0].nonce}
+		c.say(&discovery.DeltaDiscoveryRequest{TypeUrl: URLs[Cluster], ResponseNonce: c.unacked[0].nonce})
 		c.unacked = c.unacked[1:]
 	}
 }
@@ -412,6 +414,9 @@ func (c *client) await(t testing.TB, what string, ok func() bool) {
 		case <-deadline:
 			c.mu.Lock()
 			defer c.mu.Unlock()
+			for _, l := range c.trace {
+				t.Log(l)
+			}
 			t.Fatalf("waited for %s; the client holds %v, warming %v, wants %v without wildcard %v, failures %v", what, c.held, c.warming, c.wanted, c.noWild, c.failures)
 		}
 	}
@@ -445,4 +450,9 @@ func (c *client) follow() {
 	c.resubscribe(Endpoints)
 	c.resubscribe(Route)
 	c.ackWarm()
+}
+
+func (c *client) say(r *discovery.DeltaDiscoveryRequest) {
+	c.trace = append(c.trace, fmt.Sprintf("-> %v", r))
+	c.pipe.toServer <- r
 }

@@ -53,8 +53,7 @@ func (s *stream) planType(t Type, now time.Time) []*response {
 		s.followWithEndpoints(b.items)
 	}
 	out := split(t, b, floor)
-	if names := sub.answers; len(names) > 0 {
-		sub.answers = nil
+	if names := sub.absent(table); len(names) > 0 {
 		out = append(out, &response{typ: t, names: names, floor: noFloor})
 	}
 	if !busy {

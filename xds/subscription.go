@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -162,12 +163,31 @@ func (sub *subscription) unanswer(name string) {
 	}
 }
 
+// absent takes the names to answer as not existing; one that came to exist since it was asked for is due, and must not be removed after that.
+func (sub *subscription) absent(t *table) []string {
+	names := sub.answers
+	sub.answers = nil
+	return slices.DeleteFunc(names, func(n string) bool {
+		it := t.lookup(n)
+		return it != nil && it.exists()
+	})
+}
+
 func (sub *subscription) openWildcard(t *table, acked uint64) {
 	sub.wildcard = true
 	for _, it := range t.items {
 		if it.exists() && !sub.present.has(it.id) {
 			sub.due.add(it.id)
 			sub.lower(acked)
+		}
+	}
+	// What is still on its way from before the wildcard was given up will be taken under the new one.
+	for _, r := range sub.inflight {
+		for _, it := range r.items {
+			sub.present.add(it.id)
+			if !t.items[it.id].exists() {
+				sub.late.add(it.id)
+			}
 		}
 	}
 }
