@@ -3,6 +3,7 @@ package assemble
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -39,7 +40,7 @@ type config struct {
 	name     string
 	variant  string // the listener variant that its routes use
 	hosts    map[string]*host
-	order    []string // domains, sorted
+	order    []*host // sorted by domain
 	members  map[record.Key]*member
 	parts    map[string]string
 	backends map[record.Key]int // how many members use it
@@ -197,24 +198,30 @@ func (c *config) flush(cluster func(record.Key) (string, bool)) {
 	if c.bytesDirty {
 		c.flushHosts()
 		vhosts := make([][]byte, len(c.order))
-		for i, d := range c.order {
-			vhosts[i] = c.hosts[d].bytes
+		for i, h := range c.order {
+			vhosts[i] = h.bytes
 		}
 		c.resource.Bytes = envoy.RouteConfigurationBytes(c.name, vhosts)
 		c.resource.Version = record.Hash(c.resource.Bytes)
 	}
 	if c.partsDirty {
 		c.resource.Parts = maps.Clone(c.parts)
-		c.resource.Index = c.owner.Index
-		for _, m := range c.members {
-			c.resource.Index = max(c.resource.Index, m.latest)
-		}
+		c.resource.Index = c.highest()
 	}
 	if c.usesDirty {
 		c.resource.Uses = usesOf(c.backends, cluster)
 	}
 	c.resource.Type, c.resource.Name = TypeRoute, c.name
 	c.bytesDirty, c.partsDirty, c.usesDirty = false, false, false
+}
+
+// highest is the highest index of what is in here.
+func (c *config) highest() uint64 {
+	out := c.owner.Index
+	for _, m := range c.members {
+		out = max(out, m.latest)
+	}
+	return out
 }
 
 func (c *config) dirty() bool { return c.bytesDirty || c.partsDirty || c.usesDirty }
@@ -240,7 +247,7 @@ func (c *config) flushHosts() {
 	}
 	c.dirtyHosts = nil
 	if c.orderDirty {
-		c.order, c.orderDirty = slices.Sorted(maps.Keys(c.hosts)), false
+		c.order, c.orderDirty = slices.SortedFunc(maps.Values(c.hosts), func(a, b *host) int { return strings.Compare(a.domain, b.domain) }), false
 	}
 }
 
