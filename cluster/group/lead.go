@@ -104,8 +104,8 @@ func (g *Group) watchLeadership(notices <-chan bool) {
 			if !leads {
 				continue
 			}
-			var ctx context.Context
-			ctx, cancel = context.WithCancel(g.ctx)
+			ctx, end := context.WithCancel(g.ctx)
+			cancel = end
 			before, done := last, make(chan struct{})
 			last = done
 			go func() { defer close(done); g.govern(ctx, before) }()

@@ -1,0 +1,501 @@
+package group
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/fleetgate/fleetgate/cluster/pki"
+	"github.com/fleetgate/fleetgate/cluster/store"
+)
+
+func TestBeginsOnceAndReplicates(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	eventually(t, "three members that know one group", func() bool {
+		return !slices.ContainsFunc(ns, func(n *node) bool { return n.ClusterID() != l.ClusterID() || len(voters(n)) != 3 })
+	})
+	f := followers(ns, l)[0]
+	f.prepare()
+	res := f.mustWrite("by-a-follower", 1)
+	if res.Index == 0 {
+		t.Error("the answer has no index")
+	}
+	for _, n := range ns {
+		if !n.has("by-a-follower") {
+			t.Errorf("%s lacks what was committed", n.id)
+		}
+		if n.store.ClusterID() != l.ClusterID() {
+			t.Errorf("%s: the store holds group %q, want %q", n.id, n.store.ClusterID(), l.ClusterID())
+		}
+	}
+}
+
+func TestGroupCommit(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	var w sync.WaitGroup
+	for _, n := range ns {
+		for i := range 50 {
+			w.Go(func() {
+				_, err := n.Propose(within(t, 20*time.Second), store.Command{Fleet: &store.Fleet{Name: fmt.Sprintf("%s/%d", n.id, i)}})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	w.Wait()
+	for _, n := range ns {
+		n.has("")
+		if got := len(n.store.Fleets()); got != 150 {
+			t.Errorf("%s has %d fleets, want 150", n.id, got)
+		}
+	}
+}
+
+func TestLeaderIsKilled(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	l.mustWrite("before", 1)
+	rest := followers(ns, l)
+	l.kill()
+	rest[0].mustWrite("meanwhile", 2) // held until the next leader is there
+	l.start()
+	leader(t, ns...)
+	eventually(t, "a leader that the returned replica knows", func() bool { id, _ := l.Leader(); return id != "" })
+	for _, n := range ns {
+		for _, name := range []string{"before", "meanwhile"} {
+			if !n.has(name) {
+				t.Errorf("%s lacks %q", n.id, name)
+			}
+		}
+	}
+}
+
+func TestAllRestart(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	l.mustWrite("before", 1)
+	id := l.id
+	for _, n := range ns {
+		n.kill()
+	}
+	startAll(t, ns)
+	next := leader(t, ns...)
+	if l.id != id {
+		t.Errorf("the id changed from %s to %s by a restart", id, l.id)
+	}
+	if !next.has("before") {
+		t.Error("a restart of all lost a write")
+	}
+}
+
+func TestNoLeader(t *testing.T) {
+	ns := nodes(t, 3)
+	for _, n := range ns {
+		n.cfg.Hold = 500 * time.Millisecond
+	}
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	rest := followers(ns, l)
+	l.kill()
+	rest[1].kill()
+	eventually(t, "a follower that misses its leader", func() bool { id, _ := rest[0].Leader(); return id == "" })
+	if _, err := rest[0].write("lost", 1); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("got %v, want ErrNoLeader", err)
+	}
+	if _, err := rest[0].AskCommitIndex(within(t, time.Second)); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("got %v, want ErrNoLeader", err)
+	}
+}
+
+// A replica that lost its disk comes back as somebody new: the leader lets it in, and its old incarnation out.
+func TestWipedDiskReturns(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	l.mustWrite("before", 1)
+	eventually(t, "three voters", func() bool { return len(voters(l)) == 3 })
+	w := followers(ns, l)[0]
+	old := w.id
+	w.kill()
+	w.wipe()
+	w.start()
+	eventually(t, "the new incarnation in the place of the old one", func() bool {
+		v := voters(l)
+		return len(l.Members()) == 3 && len(v) == 3 && slices.Contains(v, w.id) && !slices.Contains(v, old)
+	})
+	if !w.has("before") {
+		t.Error("the new incarnation lacks what was committed")
+	}
+	if !w.guard.member.Load() {
+		eventually(t, "a vote for the new incarnation", w.guard.member.Load)
+	}
+}
+
+// The amnesia scenario: a write is acknowledged by A and B while C is away; B loses its disk, A dies, C returns. B must not help C
+// into office, or the write is lost.
+func TestAmnesiaLosesNothing(t *testing.T) {
+	ns := nodes(t, 3)
+	for _, n := range ns {
+		n.cfg.Hold = time.Second
+	}
+	startAll(t, ns)
+	a := leader(t, ns...)
+	a.prepare()
+	rest := followers(ns, a)
+	b, c := rest[0], rest[1]
+	c.has("") // it is a member for good
+	c.kill()
+	a.mustWrite("acknowledged", 1)
+	b.kill()
+	a.kill()
+	b.wipe()
+	b.start()
+	c.start()
+	for range 3 { // long enough for several elections
+		if _, err := c.write("must not be possible", 2); !errors.Is(err, ErrNoLeader) {
+			t.Fatalf("got %v: a wiped replica voted", err)
+		}
+	}
+	a.start()
+	l := leader(t, ns...)
+	if !l.has("acknowledged") {
+		t.Fatal("an acknowledged write was lost")
+	}
+}
+
+func TestFreshReplicaBesideAGroupNeverBegins(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	eventually(t, "three members", func() bool {
+		return !slices.ContainsFunc(ns, func(n *node) bool { return !n.known().Joined })
+	})
+	group := l.ClusterID()
+	rest := followers(ns, l)
+	for _, n := range rest {
+		n.kill()
+		n.wipe()
+	}
+	startAll(t, rest) // two of three disks are lost: nothing automatic may happen
+	eventually(t, "the old leader without a majority", func() bool { return !l.IsLeader() })
+	for _, n := range rest {
+		eventually(t, "a fresh replica that knows of the group", func() bool {
+			h, err := n.greet(within(t, time.Second), l.cfg.Advertise)
+			return err == nil && h.ClusterID == group
+		})
+		if n.known().Joined || n.ClusterID() != "" && n.ClusterID() != group {
+			t.Errorf("%s began a group of its own: %+v", n.id, n.known())
+		}
+	}
+}
+
+func TestMarkerHasOneWinner(t *testing.T) {
+	ns := nodes(t, 3)
+	marker := FileMarker(filepath.Join(t.TempDir(), "marker"))
+	for _, n := range ns {
+		n.cfg.Marker = marker
+	}
+	startAll(t, ns)
+	l := leader(t, ns...)
+	eventually(t, "three voters of one group", func() bool {
+		return !slices.ContainsFunc(ns, func(n *node) bool { return n.ClusterID() != l.ClusterID() || len(voters(n)) != 3 || !n.known().Joined })
+	})
+}
+
+func TestTransferOnClose(t *testing.T) {
+	ns := nodes(t, 3)
+	for _, n := range ns {
+		n.cfg.Heartbeat = 10 * time.Second // an election would take far longer than the test allows
+	}
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	rest := followers(ns, l)
+	for _, n := range rest {
+		n.has("")
+	}
+	begun := time.Now()
+	l.close()
+	rest[0].mustWrite("after", 1)
+	took := time.Since(begun)
+	t.Logf("leader closed -> next committed write: %s", took)
+	if took > 4*time.Second {
+		t.Errorf("the next write took %s: leadership was not handed over", took)
+	}
+}
+
+func TestLeadershipIsAnnouncedAfterTheBarrier(t *testing.T) {
+	ns := nodes(t, 3)
+	type term struct {
+		n       *node
+		applied uint64
+		ctx     context.Context
+	}
+	terms := make(chan term, 16)
+	startAll(t, ns)
+	for _, n := range ns {
+		n.OnLeadership(func(ctx context.Context) {
+			terms <- term{n, n.store.Applied(), ctx}
+			<-ctx.Done()
+		})
+	}
+	first := <-terms
+	first.n.prepare()
+	wrote := first.n.mustWrite("x", 1)
+	if err := first.n.TransferLeadership(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	second := <-terms
+	if second.applied < wrote.Index {
+		t.Errorf("%s began to lead at index %d, before %d was applied", second.n.id, second.applied, wrote.Index)
+	}
+	<-first.ctx.Done()
+}
+
+func TestHungDiskStopsTheReplica(t *testing.T) {
+	ns := nodes(t, 3)
+	hangs := map[*node]*hang{}
+	for _, n := range ns {
+		n.cfg.Watchdog = 500 * time.Millisecond
+		n.cfg.wrapLogs = func(l raft.LogStore) raft.LogStore { hangs[n] = &hang{LogStore: l}; return hangs[n] }
+	}
+	for _, n := range ns {
+		n.start()
+	}
+	l := leader(t, ns...)
+	l.prepare()
+	hangs[l].mu.Lock()
+	done := make(chan error, 1)
+	go func() { _, err := l.write("stuck", 1); done <- err }()
+	err := <-l.died
+	if !strings.Contains(err.Error(), "the disk hangs") {
+		t.Errorf("died of %v", err)
+	}
+	hangs[l].mu.Unlock()
+	<-done
+}
+
+func TestFarBehindGetsASnapshot(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	late := followers(ns, l)[0]
+	late.has("")
+	late.kill()
+	for i := range 40 {
+		l.mustWrite(fmt.Sprint("r", i), uint64(i+1))
+	}
+	shortenLog(t, l)
+	late.start()
+	if !late.has("r39") {
+		t.Fatal("the snapshot lacks what was committed")
+	}
+	late.kill() // the term of the snapshot's index must survive a restart
+	late.start()
+	l.mustWrite("after", 1000)
+	if !late.has("after") {
+		t.Fatal("no entry after the snapshot")
+	}
+}
+
+// shortenLog has the leader cut its log up to what it applied.
+func shortenLog(t *testing.T, l *node) {
+	t.Helper()
+	c := l.raft.ReloadableConfig()
+	c.TrailingLogs = 1
+	if err := l.raft.ReloadConfig(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := l.wal.FirstIndex()
+	if err != nil || first < 30 {
+		t.Fatalf("the log still begins at %d (%v)", first, err)
+	}
+}
+
+func TestCalls(t *testing.T) {
+	ns := nodes(t, 2)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	f := followers(ns, l)[0]
+	eventually(t, "two members", func() bool { return len(f.Members()) == 2 && f.known().Joined })
+	l.Handle("echo", func(_ context.Context, from string, body []byte) ([]byte, error) {
+		return []byte(from + ":" + string(body)), nil
+	})
+	l.Handle("refuse", func(context.Context, string, []byte) ([]byte, error) { return nil, errors.New("not today") })
+	ctx := within(t, 10*time.Second)
+	if out, err := f.CallLeader(ctx, "echo", []byte("hi")); err != nil || string(out) != f.id+":hi" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	if _, err := f.Call(ctx, l.id, "refuse", nil); err == nil || !strings.Contains(err.Error(), "not today") || errors.Is(err, ErrNotReached) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := f.Call(ctx, l.id, "nonsense", nil); err == nil || !strings.Contains(err.Error(), "same version") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := f.Call(ctx, "fleetgate-9-00000000", "echo", nil); !errors.Is(err, ErrNotReached) {
+		t.Errorf("got %v, want ErrNotReached", err)
+	}
+	if _, err := f.Propose(ctx, store.Command{Fleet: &store.Fleet{Name: strings.Repeat("x", MaxEntry)}}); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("got %v, want ErrTooLarge", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	n := nodes(t, 1)[0]
+	n.start()
+	leader(t, n)
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	second := n.cfg
+	second.Store = n.store
+	if g, err := Open(context.Background(), second); !errors.Is(err, ErrInUse) {
+		t.Errorf("a directory in use: got %v, %v", g, err)
+	}
+	n.kill()
+	for _, c := range []struct {
+		name string
+		edit func(*Config)
+		want error
+	}{
+		{"directory of another group", func(c *Config) { c.ClusterID = "another" }, ErrOtherGroup},
+		{"address does not resolve", func(c *Config) {
+			c.Advertise, c.Peers, c.Resolve = "nowhere.invalid:1", []string{"nowhere.invalid:1"}, time.Millisecond
+			c.Certs = certFor(t, c.Pod, "nowhere.invalid")
+		}, ErrUnresolved},
+		{"certificate for another host", func(c *Config) { c.Advertise = "elsewhere:1" }, ErrCertificate},
+		{"certificate of another replica", func(c *Config) { c.Pod = "fleetgate-7" }, ErrCertificate},
+		{"port in use", func(c *Config) { c.Listen = busy.Addr().String() }, ErrPortInUse},
+		{"address without a port", func(c *Config) { c.Advertise = "localhost" }, ErrSettings},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := n.cfg
+			defer func() { n.cfg = before }()
+			c.edit(&n.cfg)
+			if err := n.tryStart(); !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+	t.Run("newer format", func(t *testing.T) {
+		file := filepath.Join(n.cfg.Dir, "group.json")
+		before, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(`{"version": 99}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.tryStart(); !errors.Is(err, ErrNewer) {
+			t.Errorf("got %v, want %v", err, ErrNewer)
+		}
+		if err := os.WriteFile(file, before, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	n.start() // none of the refusals harmed the directory
+	leader(t, n)
+	n.kill()
+	if err := os.RemoveAll(filepath.Join(n.cfg.Dir, "raft")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(n.dir, "store")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.tryStart(); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a member whose log is gone: got %v, want %v", err, ErrDamaged)
+	}
+}
+
+func certFor(t *testing.T, pod string, hosts ...string) *pki.Source {
+	t.Helper()
+	dir := t.TempDir()
+	a, err := pki.NewAuthority(dir, "peers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key, err := a.Issue(dir, pod, hosts, []string{replicaURI + pod}, true, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := pki.Load(cert, key, a.CertFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestGreetingRefuses(t *testing.T) {
+	n := nodes(t, 1)[0]
+	n.start()
+	leader(t, n)
+	good := greeting{Cluster: n.ClusterID(), From: n.id, To: n.addr}
+	for _, c := range []struct {
+		name string
+		edit func(*greeting)
+		says string
+	}{
+		{"nothing wrong", func(*greeting) {}, ""},
+		{"another group", func(g *greeting) { g.Cluster = "another" }, "belongs to group"},
+		{"another incarnation", func(g *greeting) { g.To = n.cfg.Advertise + "#00000000" }, "the disk was replaced"},
+		{"certificate of another replica", func(g *greeting) { g.From = "fleetgate-7-00000000" }, "the certificate is for"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, err := n.endpoint.dial(within(t, 5*time.Second), n.cfg.Advertise, protocolRaft)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			g, reason := good, ""
+			c.edit(&g)
+			if err := errors.Join(writeFrame(conn, g), readFrame(conn, &reason)); err != nil {
+				t.Fatal(err)
+			}
+			if (reason == "") != (c.says == "") || !strings.Contains(reason, c.says) {
+				t.Errorf("answered %q, want %q", reason, c.says)
+			}
+		})
+	}
+	t.Run("proxies' authority", func(t *testing.T) {
+		config := certFor(t, "proxy", "localhost").ClientConfig("127.0.0.1", protocolRaft)
+		config.InsecureSkipVerify = true
+		conn, err := tls.Dial("tcp", n.cfg.Advertise, config)
+		if err == nil {
+			defer conn.Close()
+			var reason string
+			err = errors.Join(writeFrame(conn, good), readFrame(conn, &reason))
+		}
+		if err == nil || !strings.Contains(err.Error(), "certificate") && !strings.Contains(err.Error(), "reset") {
+			t.Errorf("got %v, want the TLS handshake to fail", err)
+		}
+	})
+}
