@@ -103,7 +103,7 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 	return err
 }
 
-// openStore opens the route store and assembles what is in it; it refuses sealed records that it cannot open (D14).
+// openStore opens the route store.
 func (r *replica) openStore() error {
 	key, err := seal.Load(r.cfg.SealKeyFile)
 	if err != nil {
@@ -114,25 +114,20 @@ func (r *replica) openStore() error {
 		return err
 	}
 	r.acks = newAcks(r.cfg.Pod, r.log)
-	return r.checkSealed()
+	return nil
 }
 
-func (r *replica) checkSealed() error {
-	records, err := r.db.List(string(record.KindSecret), "")
-	if err != nil {
-		return fmt.Errorf("reading sealed records: %w", err)
+// checkSealed refuses a sealed record that our key does not open.
+func (r *replica) checkSealed(rec *store.Record) error {
+	if rec.Key.Kind != string(record.KindSecret) {
+		return nil
 	}
-	for _, rec := range records {
-		var s record.Secret
-		if err := record.Unmarshal(rec.Cur.Payload, &s); err != nil {
-			return err
-		}
-		if len(s.Sealed) == 0 {
-			continue
-		}
-		if _, err := r.key.Open(s.Sealed, translate.SecretContext(toRecordKey(rec.Key))); err != nil {
-			return fmt.Errorf("sealed record %s/%s of cluster %s: %w; give this replica the seal key of its group (--seal-key-file)", rec.Key.Namespace, rec.Key.Name, rec.Key.Cluster, err)
-		}
+	var s record.Secret
+	if err := record.Unmarshal(rec.Cur.Payload, &s); err != nil || len(s.Sealed) == 0 {
+		return err
+	}
+	if _, err := r.key.Open(s.Sealed, translate.SecretContext(toRecordKey(rec.Key))); err != nil {
+		return fmt.Errorf("sealed record %s: %w; give this replica the seal key of its group (--seal-key-file)", rec.Key, err)
 	}
 	return nil
 }
@@ -147,7 +142,7 @@ func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
 		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp,
 		SystemVersion: func(index uint64) string { return fmt.Sprintf("1.%d", index) },
 	})
-	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, log: r.log, touch: r.touch,
+	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, check: r.checkSealed, log: r.log, touch: r.touch,
 		config: assemble.Config{ControllerNames: r.cfg.ControllerNames, ListenAddress: r.cfg.ListenAddress, AccessLog: r.cfg.AccessLog}}
 	if err := r.pipe.start(); err != nil {
 		return nil, err

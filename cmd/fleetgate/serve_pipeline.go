@@ -18,7 +18,8 @@ type pipeline struct {
 	db     *store.Store
 	server *xds.Server
 	open   func(sealed, additional []byte) ([]byte, error)
-	touch  func(keys []record.Key) // records whose objects' status may differ
+	check  func(*store.Record) error // refuses to start on what cannot be served (D14)
+	touch  func(keys []record.Key)   // records whose objects' status may differ
 	log    *slog.Logger
 
 	mu     sync.RWMutex
@@ -47,7 +48,7 @@ func (p *pipeline) rebuild() error {
 	index := p.db.Applied()
 	if err := p.db.Scan(func(r *store.Record) error {
 		changes = append(changes, p.change(r.Key, r))
-		return nil
+		return p.check(r)
 	}); err != nil {
 		return fmt.Errorf("reading the route store: %w", err)
 	}
