@@ -42,15 +42,15 @@ func (s *screen) note(text string) {
 		_, _ = fmt.Fprintf(s.out, "%s  %s\n", s.now().Format(time.TimeOnly), text)
 		return
 	}
+	if s.last == nil {
+		_, _ = fmt.Fprintln(s.out, text)
+		return
+	}
 	s.notes = append(s.notes, s.now().Format(time.TimeOnly)+"  "+text)
 	if len(s.notes) > keptNotes {
 		s.notes = s.notes[len(s.notes)-keptNotes:]
 	}
-	if s.last != nil {
-		s.draw(*s.last)
-	} else {
-		_, _ = fmt.Fprintln(s.out, text)
-	}
+	s.draw(*s.last)
 }
 
 // show brings a newer view on the screen.
@@ -106,6 +106,9 @@ func (s *screen) block(v view) string {
 	}
 	for _, n := range s.notes {
 		b.WriteString(n + "\n")
+	}
+	if len(s.notes) > 0 {
+		b.WriteString("\n")
 	}
 	b.WriteString(strings.Join(s.fixed, "\n") + "\n")
 	return b.String()
