@@ -1,0 +1,227 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/member"
+	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+const ours = "fleetgate.io/gatewayclass-controller"
+
+var key = record.Key{Cluster: "c", Namespace: "ns", Kind: record.KindRoute, Name: "HTTPRoute/r"}
+
+// world is a member cluster with one route, and a fleet of two proxies.
+type world struct {
+	mu      sync.Mutex
+	route   assemble.RouteStatus
+	acked   int
+	stored  string
+	version int
+	writes  int
+}
+
+func newWorld() *world {
+	return &world{stored: "null", route: assemble.RouteStatus{Object: record.Object{Kind: "HTTPRoute", Namespace: "ns", Name: "r", Generation: 1}, Index: 7, Parents: []assemble.ParentStatus{{
+		Ref: gatewayv1.ParentReference{Name: "gw"}, Controller: ours, Fleet: "c/ns/gw", Attached: true,
+		Conditions: []metav1.Condition{{Type: "Accepted", Status: metav1.ConditionTrue, Reason: "Accepted", ObservedGeneration: 1}}}}}}
+}
+
+func (w *world) Gateway(record.Key) (assemble.GatewayStatus, bool) {
+	return assemble.GatewayStatus{}, false
+}
+func (w *world) Class(record.Key) (assemble.ClassStatus, bool) { return assemble.ClassStatus{}, false }
+func (w *world) Addresses(string) []string                     { return nil }
+func (w *world) Source(string) member.Source                   { return source{world: w} }
+func (w *world) Route(record.Key) (assemble.RouteStatus, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.route, true
+}
+
+func (w *world) Converged(string, uint64, record.Key) Convergence {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Convergence{Counted: 2, Acked: w.acked}
+}
+
+type source struct {
+	member.Source // the rest of it is not called
+	*world
+}
+
+func (s source) ReadStatus(context.Context, string, string, string) ([]byte, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return []byte(s.stored), strconv.Itoa(s.version), nil
+}
+
+func (s source) WriteStatus(_ context.Context, st member.Status) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.ResourceVersion != strconv.Itoa(s.version) {
+		return "", member.ErrConflict
+	}
+	s.stored, s.version, s.writes = string(st.Status), s.version+1, s.writes+1
+	return strconv.Itoa(s.version), nil
+}
+
+func (w *world) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+func (w *world) programmed(t *testing.T) (metav1.Condition, int) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var st gatewayv1.RouteStatus
+	if err := json.Unmarshal([]byte(w.stored), &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range st.Parents {
+		for _, c := range p.Conditions {
+			if c.Type == ConditionRouteProgrammed {
+				return c, w.writes
+			}
+		}
+	}
+	return metav1.Condition{}, w.writes
+}
+
+// run starts a writer in a bubble of synctest's clock.
+func run(t *testing.T, f func(w *world, wr *Writer)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		wr := NewWriter(w, []string{ours}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { wr.Run(ctx); close(done) }()
+		f(w, wr)
+		cancel()
+		<-done
+	})
+}
+
+func TestHealthyChangeIsOneWrite(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		wr.Touch([]record.Key{key})
+		time.Sleep(20 * time.Millisecond)
+		w.set(func() { w.acked = 1 })
+		wr.Acked()
+		time.Sleep(20 * time.Millisecond)
+		w.set(func() { w.acked = 2 })
+		wr.Acked()
+		synctest.Wait()
+		if c, writes := w.programmed(t); writes != 1 || c.Status != metav1.ConditionTrue {
+			t.Errorf("%d writes, %+v", writes, c)
+		}
+		time.Sleep(time.Minute)
+		if _, writes := w.programmed(t); writes != 1 {
+			t.Errorf("%d writes after a quiet minute", writes)
+		}
+	})
+}
+
+func TestLaggingProxyIsToldAfterSettlingAndACountAloneWritesNothing(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		wr.Touch([]record.Key{key})
+		time.Sleep(settle + time.Millisecond)
+		synctest.Wait()
+		if c, writes := w.programmed(t); writes != 1 || c.Status != metav1.ConditionFalse || c.Message != "0 of 2 proxies" {
+			t.Fatalf("%d writes, %+v", writes, c)
+		}
+		w.set(func() { w.acked = 1 })
+		wr.Acked()
+		time.Sleep(5 * time.Second)
+		if _, writes := w.programmed(t); writes != 1 {
+			t.Errorf("a changed count alone caused a write")
+		}
+		w.set(func() { w.acked = 2 })
+		wr.Acked()
+		synctest.Wait()
+		if c, writes := w.programmed(t); writes != 2 || c.Status != metav1.ConditionTrue {
+			t.Errorf("%d writes, %+v", writes, c)
+		}
+	})
+}
+
+func TestManyChangesAreOneWriteASecond(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		w.set(func() { w.acked = 2 })
+		for i := range 100 {
+			w.set(func() {
+				w.route.Object.Generation = int64(i)
+				w.route.Parents[0].Conditions[0].ObservedGeneration = int64(i)
+			})
+			wr.Touch([]record.Key{key})
+			time.Sleep(20 * time.Millisecond)
+		}
+		time.Sleep(2 * time.Second)
+		if _, writes := w.programmed(t); writes < 2 || writes > 4 {
+			t.Errorf("%d writes for 100 changes in 2 s", writes)
+		}
+		if c, _ := w.programmed(t); c.ObservedGeneration != 99 {
+			t.Errorf("the last generation was not written: %+v", c)
+		}
+	})
+}
+
+func TestRejectionIsToldAtOnce(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		w.set(func() { w.route.Pending, w.route.Rejected = "proxies rejected it: regex too complex", true })
+		wr.Touch([]record.Key{key})
+		synctest.Wait()
+		if c, writes := w.programmed(t); writes != 1 || c.Reason != "Rejected" || !strings.Contains(c.Message, "regex") {
+			t.Errorf("%d writes, %+v", writes, c)
+		}
+	})
+}
+
+func TestForeignEntriesSurvive(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		foreign := gatewayv1.RouteParentStatus{ControllerName: "other.example/c", ParentRef: gatewayv1.ParentReference{Name: "gw"}, Conditions: []metav1.Condition{{Type: "Accepted", Status: "True", Reason: "X"}}}
+		b, _ := json.Marshal(gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{foreign}})
+		w.set(func() { w.stored, w.acked = string(b), 2 })
+		wr.Touch([]record.Key{key})
+		synctest.Wait()
+		var st gatewayv1.RouteStatus
+		w.set(func() { _ = json.Unmarshal([]byte(w.stored), &st) })
+		if len(st.Parents) != 2 || asJSON(st.Parents[1]) != asJSON(foreign) {
+			t.Errorf("parents: %s", asJSON(st.Parents))
+		}
+	})
+}
+
+func TestTransitionTimeStaysWhileTheStatusDoes(t *testing.T) {
+	old, now := metav1.NewTime(time.Unix(100, 0)), metav1.NewTime(time.Unix(200, 0))
+	present := []metav1.Condition{{Type: "Accepted", Status: "True", LastTransitionTime: old}, {Type: "theirs.example/Seen", Status: "True"}}
+	got := merge(present, []metav1.Condition{{Type: "Accepted", Status: "True", Reason: "New"}, {Type: "Programmed", Status: "False"}}, now)
+	if len(got) != 3 || got[0].LastTransitionTime != old || got[0].Reason != "New" || got[1].LastTransitionTime != now || got[2].Type != "theirs.example/Seen" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestGatewayWithoutAServableListenerIsInvalidWhateverProxiesSay(t *testing.T) {
+	s := assemble.GatewayStatus{Object: record.Object{Generation: 3}, Listeners: []gatewayv1.ListenerStatus{{Name: "a", Conditions: []metav1.Condition{{Type: "Accepted", Status: "False"}}}}}
+	got := Gateway(s, []string{"127.0.0.1"}, Convergence{Counted: 1, Acked: 1}, metav1.Now(), gatewayv1.GatewayStatus{})
+	if c := got.Conditions[0]; c.Status != "False" || c.Reason != "Invalid" || c.ObservedGeneration != 3 {
+		t.Errorf("%+v", c)
+	}
+	if c := got.Listeners[0].Conditions[1]; c.Type != "Programmed" || c.Status != "False" || c.Reason != "Invalid" {
+		t.Errorf("%+v", c)
+	}
+}
