@@ -193,19 +193,7 @@ func TestMeasureKills(t *testing.T) {
 		if leads {
 			led = append(led, time.Since(begin))
 		}
-		r.until(victim+" is back", 30*time.Second, func() bool {
-			v, err := r.view()
-			if err != nil {
-				return false
-			}
-			live := 0
-			for _, rep := range v.Replicas {
-				if rep.Live {
-					live++
-				}
-			}
-			return live == 3
-		})
+		r.allLive()
 	}
 	sent, bad, why := l.end()
 	row(t, "kills of replicas under load", "%d kills, %d requests, %d not 200", len(owned), sent, bad)
