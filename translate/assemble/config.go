@@ -280,7 +280,11 @@ func merge(ordered, added []*item) []*item {
 	if len(ordered) == 0 {
 		return added
 	}
-	if len(added) == 0 {
+	if len(added)*16 < len(ordered) { // a changed route among many: search rather than pass over all
+		for _, it := range added {
+			at, _ := slices.BinarySearchFunc(ordered, it, compare)
+			ordered = slices.Insert(ordered, at, it)
+		}
 		return ordered
 	}
 	out := make([]*item, 0, len(ordered)+len(added))

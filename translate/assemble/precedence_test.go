@@ -220,3 +220,21 @@ func TestMatchOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestMergeAgainstSort holds the merge of few and of many new matches against sorting all of them.
+func TestMergeAgainstSort(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 3))
+	var all []*item
+	for i := range 400 {
+		k := routeKey("a", fmt.Sprintf("r%d", i))
+		s := &served{key: k, id: fmt.Sprintf("a/r%d", i), route: &record.Route{Created: epoch}}
+		all = append(all, &item{route: s, sort: &record.SortKey{PathKind: uint8(r.IntN(3)), PathLength: r.IntN(4)}})
+	}
+	want := slices.SortedFunc(slices.Values(all), compare)
+	for _, n := range []int{0, 1, 3, 20, 30, 200, 399, 400} {
+		ordered := slices.SortedFunc(slices.Values(all[n:]), compare)
+		if got := merge(ordered, slices.Clone(all[:n])); !slices.Equal(got, want) {
+			t.Errorf("%d new matches end up in the wrong order", n)
+		}
+	}
+}
