@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -45,6 +46,9 @@ const (
 	absentPoll = 250 * time.Millisecond
 	// identifyRetry is the pause after identities could not be had.
 	identifyRetry = time.Second
+	// patience is how long at least a question for identities is waited for after it went out of date.
+	patience        = 20 * time.Millisecond
+	longestPatience = time.Second
 )
 
 // Directory is a member cluster that is a directory of manifests (or several). It implements Source.
@@ -127,7 +131,7 @@ func (d *Directory) run(ctx context.Context, sink func([]Event, bool), watch fun
 	d.mu.Lock()
 	d.files, d.delivered = newTree(d.cfg.Dirs, d.cfg.StatusDir, d.cfg.MaxFile), map[objectKey]delivered{}
 	d.mu.Unlock()
-	r := &runner{Directory: d, watcher: w, news: fresh, sink: sink, unsent: map[objectKey]bool{}}
+	r := &runner{Directory: d, watcher: w, news: fresh, sink: sink, unsent: map[objectKey]bool{}, patience: patience}
 	return r.loop(ctx)
 }
 
@@ -140,29 +144,43 @@ type runner struct {
 	unsent  map[objectKey]bool // may differ from what was delivered
 	synced  bool
 	retry   time.Time // when identities are asked for again; zero = at once
+	rescan  <-chan time.Time
+	// patience is how long a question for identities that is out of date may still be answered.
+	patience time.Duration
 }
 
 func (r *runner) loop(ctx context.Context) error {
 	r.look(map[string]happened{"": lost})
 	rescan := time.NewTicker(r.cfg.Rescan)
 	defer rescan.Stop()
-	for {
-		r.flush(ctx)
-		var due <-chan time.Time
-		if at := r.nextDue(); !at.IsZero() {
-			due = time.After(max(0, at.Sub(r.cfg.Now())))
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.news.ready:
-			r.look(r.news.take())
-		case <-due:
-			r.look(nil)
-		case <-rescan.C:
-			r.look(map[string]happened{"": lost})
+	r.rescan = rescan.C
+	for ctx.Err() == nil {
+		if again := r.flush(ctx); !again {
+			r.takeIn(ctx.Done(), nil, r.nextDue())
 		}
 	}
+	return nil
+}
+
+// takeIn waits until something happens or is due, and looks at it. It tells whether it was given up instead.
+func (r *runner) takeIn(stop <-chan struct{}, giveUp <-chan time.Time, due time.Time) (gaveUp bool) {
+	var timer <-chan time.Time
+	if !due.IsZero() {
+		timer = time.After(max(0, due.Sub(r.cfg.Now())))
+	}
+	select {
+	case <-stop:
+		return true
+	case <-giveUp:
+		return true
+	case <-r.news.ready:
+		r.look(r.news.take())
+	case <-timer:
+		r.look(nil)
+	case <-r.rescan:
+		r.look(map[string]happened{"": lost})
+	}
+	return false
 }
 
 func (r *runner) nextDue() time.Time {
@@ -196,31 +214,78 @@ func (r *runner) look(what map[string]happened) {
 	}
 }
 
-// flush delivers what changed. Where identities cannot be had it is tried again later: an object without its identity would be ordered
-// wrongly.
-func (r *runner) flush(ctx context.Context) {
+// flush delivers what changed, and tells whether there is more to deliver at once. Where identities cannot be had it is tried again
+// later: an object without its identity would be ordered wrongly.
+func (r *runner) flush(ctx context.Context) (again bool) {
 	now := r.cfg.Now()
 	if now.Before(r.retry) {
-		return
+		return false
 	}
 	r.retry = time.Time{}
-	plan := r.plan()
-	identities, err := r.identify(ctx, plan)
+	attempt := r.unsent
+	r.unsent = map[objectKey]bool{}
+	plan := r.plan(attempt)
+	synced := r.synced || r.files.complete() // as of the plan: what is found while identities are asked for comes later
+	identities, err := r.identifyUnlessStale(ctx, plan)
 	if err != nil {
+		maps.Copy(r.unsent, attempt)
+		if errors.Is(err, errStale) {
+			return true
+		}
 		if ctx.Err() == nil {
 			r.log.Error("identities cannot be had; changes wait", "objects", len(plan), "error", err)
 		}
 		r.retry = now.Add(identifyRetry)
-		return
+		return false
 	}
 	events, gone := r.commit(plan, identities)
-	synced := r.files.complete()
 	if len(events) > 0 || synced && !r.synced {
 		r.sink(events, synced)
 	}
 	r.forgetStatus(gone, synced && !r.synced)
 	r.remember(synced && !r.synced)
-	r.synced = r.synced || synced
+	r.synced = synced
+	return len(r.unsent) > 0
+}
+
+// errStale says that what was asked about is not so any more.
+var errStale = errors.New("the objects changed meanwhile")
+
+// identifyUnlessStale asks for identities, and goes on looking at the directories meanwhile. An answer may never come: a replica that
+// does not lead waits until the leader has committed what it sees itself, and the leader may have read the next version
+// of the file already and never see this one. So a question that is out of date is given up, after a while that doubles each
+// time, lest a file that changes without end is never answered for.
+func (r *runner) identifyUnlessStale(ctx context.Context, plan []step) (identities []store.Identity, err error) {
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		identities, err = r.identify(asking, plan)
+	}()
+	start := time.Now()
+	for gaveUp := false; !gaveUp; {
+		var giveUp <-chan time.Time
+		if r.stale(plan) {
+			giveUp = time.After(max(0, r.patience-time.Since(start)))
+		}
+		gaveUp = r.takeIn(done, giveUp, r.files.nextDue())
+	}
+	cancel()
+	<-done
+	if err != nil && ctx.Err() == nil && r.stale(plan) {
+		r.patience = min(2*r.patience, longestPatience)
+		return nil, errStale
+	}
+	r.patience = patience
+	return identities, err
+}
+
+// stale tells whether the plan asks for identities of what is not so any more.
+func (r *runner) stale(plan []step) bool {
+	return len(r.unsent) > 0 && slices.ContainsFunc(plan, func(s step) bool {
+		return r.unsent[s.key] && s.specHash() != r.files.inventory.desired[s.key].specHash
+	})
 }
 
 // step is one object that is to be delivered; desired nil = it is gone.
@@ -230,10 +295,18 @@ type step struct {
 	before  delivered
 }
 
-// plan is the difference between what is and what was delivered.
-func (r *runner) plan() []step {
+// specHash is "" for what is gone.
+func (s step) specHash() string {
+	if s.desired == nil {
+		return ""
+	}
+	return s.desired.specHash
+}
+
+// plan is the difference between what is and what was delivered, of the objects that may have changed.
+func (r *runner) plan(changed map[objectKey]bool) []step {
 	var plan []step
-	for key := range r.unsent {
+	for key := range changed {
 		before, was := r.delivered[key]
 		e, is := r.files.inventory.desired[key]
 		switch {
@@ -274,10 +347,7 @@ func (r *runner) identify(ctx context.Context, plan []step) ([]store.Identity, e
 	}
 	for i, s := range plan {
 		identities[i] = s.before.identity
-		hash := ""
-		if s.desired != nil {
-			hash = s.desired.specHash
-		}
+		hash := s.specHash()
 		if s.before.object != nil && hash == s.before.specHash {
 			continue
 		}
@@ -308,7 +378,6 @@ func (r *runner) commit(plan []step, identities []store.Identity) (events []Even
 		}
 		events = append(events, event)
 	}
-	clear(r.unsent)
 	return events, gone
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,9 +29,20 @@ type registrar struct {
 	order uint64
 	fail  error
 	asked int // observations
+	// never makes Identify wait until it is given up, as a replica that does not lead waits for what its leader does not see.
+	never   func(store.IdentityObservation) bool
+	waiting chan struct{}
 }
 
-func (r *registrar) Identify(_ context.Context, _ string, seen []store.IdentityObservation) ([]store.Identity, error) {
+func (r *registrar) Identify(ctx context.Context, _ string, seen []store.IdentityObservation) ([]store.Identity, error) {
+	r.mu.Lock()
+	never := r.never
+	r.mu.Unlock()
+	if never != nil && slices.ContainsFunc(seen, never) {
+		r.waiting <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fail != nil {
@@ -533,6 +545,30 @@ func TestIdentitiesThatCannotBeHad(t *testing.T) {
 	w.ids.failWith(nil)
 	w.awaitPort("a", 2)
 	w.awaitPort("b", 1)
+}
+
+// TestFollowerMissesAVersion: the leader read the file before and after a version that this replica saw, and so never commits it.
+func TestFollowerMissesAVersion(t *testing.T) {
+	t.Parallel()
+	w := start(t, map[string]string{"a.yaml": service("a", 1)}, newWatcher)
+	w.awaitSynced()
+	missed := parseFile("a", []byte(service("a", 2))).entries[0].specHash
+	w.ids.mu.Lock()
+	w.ids.waiting = make(chan struct{}, 100)
+	w.ids.never = func(o store.IdentityObservation) bool {
+		return o.Name == "a" && (o.SpecHash == missed || o.SpecHash == "")
+	}
+	w.ids.mu.Unlock()
+	w.write("a.yaml", service("a", 2))
+	<-w.ids.waiting
+	w.write("b.yaml", "{broken")
+	w.awaitProblem("b.yaml") // seen although an answer is outstanding
+	w.write("a.yaml", service("a", 3))
+	w.awaitPort("a", 3)
+	w.must(os.Remove(w.path("a.yaml")))
+	<-w.ids.waiting
+	w.write("a.yaml", service("a", 4))
+	w.awaitPort("a", 4)
 }
 
 func TestNamespaces(t *testing.T) {
