@@ -112,6 +112,7 @@ func runDev(ctx context.Context, o devOptions, t terminal) error {
 	}
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	d.pods.step() // so that no replica sees the endpoints of an earlier run, or none
 	var playing sync.WaitGroup
 	playing.Go(func() { d.pods.run(work) })
 	for _, r := range d.saved.Replicas {

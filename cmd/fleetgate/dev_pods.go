@@ -134,6 +134,7 @@ type pods struct {
 	save           func() error
 	say            func(string, ...any)
 
+	stepped bool
 	files   map[string]manifest
 	running map[string]*http.Server // pod key/container port
 	written map[string]string       // file -> content
@@ -151,16 +152,23 @@ func (p *pods) run(ctx context.Context) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if p.read() {
-			if err := p.apply(); err != nil {
-				p.say("demo backends: %v", err)
-			}
-		}
+		p.step()
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// step takes in what changed in the directory.
+func (p *pods) step() {
+	if changed := p.read(); !changed && p.stepped {
+		return
+	}
+	p.stepped = true // the first time even an empty directory is news: an earlier run may have left endpoints
+	if err := p.apply(); err != nil {
+		p.say("demo backends: %v", err)
 	}
 }
 
