@@ -55,7 +55,11 @@ func Gateway(s assemble.GatewayStatus, addresses []string, c Convergence, now me
 		kind := gatewayv1.IPAddressType
 		out.Addresses = append(out.Addresses, gatewayv1.GatewayStatusAddress{Type: &kind, Value: a})
 	}
-	out.Conditions = merge(present.Conditions, append(slices.Clone(s.Conditions), programmed), now)
+	conditions := slices.Clone(s.Conditions)
+	if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == programmed.Type }) { // an address that cannot be had decides it before any proxy does
+		conditions = append(conditions, programmed)
+	}
+	out.Conditions = merge(present.Conditions, conditions, now)
 	for _, l := range s.Listeners {
 		conditions := slices.Clone(l.Conditions)
 		if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == "Programmed" }) {

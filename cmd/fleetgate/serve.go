@@ -161,7 +161,9 @@ func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
 			r.log.Warn("not every stream was drained", "err", err)
 		}
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			r.log.Warn("xDS server ended", "err", err)
+		}
 	}, nil
 }
 
@@ -289,31 +291,57 @@ func (r *replica) writeStatus(ctx context.Context) {
 	r.status.Run(ctx)
 }
 
-// keepPins pins what proxies reject (D7): certain where one record is the suspect; all suspects together where there are several.
+// keepPins pins what proxies reject (D7), and lifts pins of bytes that have changed. Of several suspects the newest is pinned first; the proxies' answer to what
+// is served then clears it, or leads to the next: so each rejected version is acted on once.
 func (r *replica) keepPins(ctx context.Context) {
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	acted := map[string]bool{}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		pinned := map[store.Key]string{}
-		for _, p := range r.db.Pins() {
-			pinned[p.Key] = p.Hash
-			if rec, err := r.db.Get(p.Key); err == nil && (rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash)) {
-				r.propose(ctx, store.Command{Unpin: &p})
+		r.liftPins(ctx)
+		for _, rej := range r.acks.rejections() {
+			id := rej.fleet + "\x00" + rej.version
+			if pin := r.newest(rej.suspects); pin != nil && !acted[id] {
+				acted[id] = true
+				r.log.Warn("proxies rejected a record: its previous bytes are served", "record", pin.Key, "suspects", len(rej.suspects), "reason", pin.Reason)
+				r.propose(ctx, store.Command{Pin: pin})
 			}
-		}
-		for _, p := range r.acks.rejections() {
-			if rec, err := r.db.Get(p.Key); err != nil || rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash) || pinned[p.Key] == p.Hash {
-				continue
-			}
-			r.log.Warn("proxies rejected a record: its previous bytes are served", "record", p.Key, "reason", p.Reason)
-			r.propose(ctx, store.Command{Pin: &p})
 		}
 	}
+}
+
+// liftPins removes pins of content that is not the newest any more.
+func (r *replica) liftPins(ctx context.Context) {
+	for _, p := range r.db.Pins() {
+		if rec, err := r.db.Get(p.Key); err == nil && (rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash)) {
+			r.propose(ctx, store.Command{Unpin: &p})
+		}
+	}
+}
+
+// newest picks the suspect that was written last and is not pinned yet, nil where there is none.
+func (r *replica) newest(suspects []store.Pin) *store.Pin {
+	pinned := map[store.Key]string{}
+	for _, p := range r.db.Pins() {
+		pinned[p.Key] = p.Hash
+	}
+	var best *store.Pin
+	var at uint64
+	for _, p := range suspects {
+		rec, err := r.db.Get(p.Key)
+		if err != nil || rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash) || pinned[p.Key] == p.Hash {
+			continue
+		}
+		if best == nil || rec.Modified > at {
+			best, at = &p, rec.Modified
+		}
+	}
+	return best
 }
 
 func (r *replica) propose(ctx context.Context, cmd store.Command) {
@@ -505,6 +533,9 @@ func (i identifier) known(cluster string, seen []store.IdentityObservation) ([]s
 	var missing []store.IdentityObservation
 	for n, o := range seen {
 		id, ok := i.r.db.Identity(cluster, o.Kind, o.Namespace, o.Name)
+		if o.SpecHash == "" && !i.r.group.IsLeader() {
+			continue // a leader that never saw the object will not delete its identity: nobody may wait for that
+		}
 		if ok != (o.SpecHash != "") || id.SpecHash != o.SpecHash {
 			missing = append(missing, o)
 		}

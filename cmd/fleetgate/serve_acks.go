@@ -204,37 +204,57 @@ func (a *acks) converged(fleet string, index uint64, part record.Key, counting [
 	return out
 }
 
-// rejections gives, for each fleet, how many of its proxies reject which part at which hash.
-func (a *acks) rejections() []store.Pin {
+// rejected is one version of a resource that a fleet refuses, with the records that may be to blame.
+type rejected struct {
+	fleet, version string
+	suspects       []store.Pin
+}
+
+// rejections gives what two proxies of a fleet, or its only one, refuse.
+func (a *acks) rejections() []rejected {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var out []store.Pin
+	var out []rejected
 	for fleet, proxies := range a.proxies {
 		connected := 0
-		votes := map[[2]string][]string{}
+		votes := map[string][]xds.Rejection{}
 		for _, r := range proxies {
 			if !r.Connected {
 				continue
 			}
 			connected++
 			for _, rej := range r.Rejected {
-				for part, hash := range rej.Parts {
-					votes[[2]string{part, hash}] = append(votes[[2]string{part, hash}], rej.Message)
-				}
+				votes[rej.Version] = append(votes[rej.Version], rej)
 			}
 		}
-		for suspect, messages := range votes {
-			if len(messages) < min(2, connected) {
-				continue
+		for version, by := range votes {
+			if len(by) >= min(2, connected) {
+				out = append(out, rejected{fleet, version, a.suspects(fleet, by[0])})
 			}
-			key, err := assemble.ParsePart(suspect[0])
-			if err != nil {
-				a.log.Warn("a proxy rejected something that names no record", "part", suspect[0])
-				continue
-			}
-			out = append(out, store.Pin{Key: toStoreKey(key), Hash: suspect[1], Fleet: fleet, Reason: messages[0]})
 		}
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Key.Name < out[j].Key.Name })
+	sort.Slice(out, func(i, j int) bool { return out[i].fleet+out[i].version < out[j].fleet+out[j].version })
 	return out
+}
+
+// suspects reads the parts of a rejection. The Gateway, a part of everything, is one only where nothing else is.
+func (a *acks) suspects(fleet string, rej xds.Rejection) []store.Pin {
+	var routes, gateways []store.Pin
+	for part, hash := range rej.Parts {
+		key, err := assemble.ParsePart(part)
+		if err != nil {
+			a.log.Warn("a proxy rejected something that names no record", "part", part)
+			continue
+		}
+		pin := store.Pin{Key: toStoreKey(key), Hash: hash, Fleet: fleet, Reason: strings.TrimSpace(rej.Message)}
+		if key.Kind == record.KindGateway {
+			gateways = append(gateways, pin)
+		} else {
+			routes = append(routes, pin)
+		}
+	}
+	if len(routes) > 0 {
+		return routes
+	}
+	return gateways
 }
