@@ -52,7 +52,7 @@ func TestGroupCommit(t *testing.T) {
 	for _, n := range ns {
 		for i := range 50 {
 			w.Go(func() {
-				_, err := n.Propose(within(t, 20*time.Second), store.Command{Fleet: &store.Fleet{Name: fmt.Sprintf("%s/%d", n.id, i)}})
+				_, err := n.Propose(within(t, 20*time.Second), store.Command{Fleet: &store.Fleet{Name: fmt.Sprintf("%s/%d", n.id, i), Proxies: []string{"p"}}})
 				if err != nil {
 					t.Error(err)
 				}
@@ -443,7 +443,7 @@ func certFor(t *testing.T, pod string, hosts ...string) *pki.Source {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, key, err := a.Issue(dir, pod, hosts, []string{replicaURI + pod}, true, true)
+	cert, key, err := a.Issue(dir, pod, hosts, []string{pki.ReplicaURI(pod)}, true, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -163,14 +163,11 @@ func (e *endpoint) judge(g greeting, cert *x509.Certificate) string {
 	return mismatch(cert, g.From)
 }
 
-// replicaURI is the SPIFFE id that names a replica's pod in its certificate.
-const replicaURI = "spiffe://fleetgate/replica/"
-
 // mismatch says why a certificate does not speak for a replica. A certificate that names no replica speaks for any: the peers' authority
 // signs for replicas only. One that names something else, such as a proxy, speaks for none.
 func mismatch(cert *x509.Certificate, id string) string {
 	for _, u := range cert.URIs {
-		pod, isReplica := strings.CutPrefix(u.String(), replicaURI)
+		pod, isReplica := strings.CutPrefix(u.String(), pki.ReplicaURI(""))
 		if u.Scheme != "spiffe" {
 			continue
 		}

@@ -24,6 +24,10 @@ const (
 	leafLife      = 365 * 24 * time.Hour
 )
 
+// ReplicaURI is the URI SAN of a replica's peer certificate. A certificate that carries one speaks for that pod alone; one without any
+// speaks for whichever replica it is given to.
+func ReplicaURI(pod string) string { return "spiffe://fleetgate/replica/" + pod }
+
 // Authority is a certificate authority in two files, for `fleetgate dev` and tests.
 type Authority struct {
 	dir, name string

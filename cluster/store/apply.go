@@ -29,35 +29,64 @@ type step struct {
 }
 
 // Apply applies entries in one transaction with the applied index, written last. Entries at or below the applied index are skipped: they were
-// applied before. An error means that this replica must stop: it cannot go on without differing from the others.
+// applied before. An error means that this replica must stop: it cannot go on without differing from the others, and every later call gives it again.
 func (s *Store) Apply(entries []Entry) ([]Result, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	results := make([]Result, len(entries))
-	var events []Event
-	err := s.db().Update(func(tx *bolt.Tx) error {
-		for i, e := range entries {
-			if e.Index <= s.mem.applied {
-				continue
-			}
-			event := Event{Index: e.Index}
-			st := &step{tx: tx, m: s.mem, index: e.Index, event: &event, seen: map[Key]*Record{}}
-			res, err := st.entry(e)
-			if err != nil {
-				return fmt.Errorf("applying entry %d: %w", e.Index, err)
-			}
-			res.Index = e.Index
-			results[i] = res
-			s.remember(e.Index)
-			events = append(events, event)
-		}
-		return putMeta(tx, s.mem)
-	})
-	if err != nil {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.failed != nil {
+		return nil, s.failed
+	}
+	if err := checkOrder(entries); err != nil {
 		return nil, err
 	}
+	var results []Result
+	var events []Event
+	err := s.db().Update(func(tx *bolt.Tx) (err error) {
+		s.mu.Lock() // not beyond the commit: see Store
+		defer s.mu.Unlock()
+		results, events, err = s.mem.apply(tx, entries)
+		return err
+	})
+	if err != nil {
+		s.failed = err
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.applied = s.mem.applied
 	s.publish(events)
 	return results, nil
+}
+
+// checkOrder refuses entries that do not come in the order of the log.
+func checkOrder(entries []Entry) error {
+	for i := 1; i < len(entries); i++ {
+		if entries[i].Index <= entries[i-1].Index {
+			return fmt.Errorf("applying entry %d after %d: the log goes backwards", entries[i].Index, entries[i-1].Index)
+		}
+	}
+	return nil
+}
+
+// apply applies entries inside one transaction, the applied index last.
+func (m *memory) apply(tx *bolt.Tx, entries []Entry) ([]Result, []Event, error) {
+	results := make([]Result, len(entries))
+	var events []Event
+	for i, e := range entries {
+		if e.Index <= m.applied {
+			continue
+		}
+		event := Event{Index: e.Index}
+		st := &step{tx: tx, m: m, index: e.Index, event: &event, seen: map[Key]*Record{}}
+		res, err := st.entry(e)
+		if err != nil {
+			return nil, nil, fmt.Errorf("applying entry %d: %w", e.Index, err)
+		}
+		res.Index = e.Index
+		results[i] = res
+		events = append(events, event)
+	}
+	return results, events, putMeta(tx, m)
 }
 
 // entry applies one entry and rolls the state hash.
@@ -83,6 +112,7 @@ func (st *step) entry(e Entry) (Result, error) {
 	h.Write(st.digest)
 	h.Sum(st.m.hash[:0])
 	st.m.applied = e.Index
+	st.m.remember()
 	return res, nil
 }
 
@@ -133,7 +163,7 @@ func (st *step) fence(p *PutCommand) (code, why string) {
 		return CodeFenced, fmt.Sprintf("row %d is not in the table", p.Row)
 	case row.Epoch != p.Epoch || row.Owner != p.Proposer:
 		return CodeFenced, fmt.Sprintf("row %d belongs to %q under epoch %d", p.Row, row.Owner, row.Epoch)
-	case p.Seq <= st.m.lastSeq[[2]uint64{p.Row, p.Epoch}]:
+	case st.m.lastSeq[p.Row].Epoch == p.Epoch && p.Seq <= st.m.lastSeq[p.Row].Seq:
 		return CodeDuplicate, fmt.Sprintf("sequence %d was applied before", p.Seq)
 	}
 	for _, op := range p.Ops {
@@ -151,8 +181,9 @@ func (st *step) put(p *PutCommand) (Result, error) {
 	if code, why := st.fence(p); code != "" {
 		return Result{Code: code, Message: why}, nil
 	}
-	st.m.lastSeq[[2]uint64{p.Row, p.Epoch}] = p.Seq
-	if err := st.write(bucketSeqs, seqKey(p.Row), seqValue{p.Epoch, p.Seq}); err != nil {
+	last := seqValue{p.Epoch, p.Seq}
+	st.m.lastSeq[p.Row] = last
+	if err := st.write(bucketSeqs, seqKey(p.Row), last); err != nil {
 		return Result{}, err
 	}
 	var res Result
@@ -226,7 +257,9 @@ func (st *step) remove(k Key) (refused bool, err error) {
 	}
 	by := make([]Key, 0, len(st.m.referrers[k]))
 	for referrer := range st.m.referrers[k] {
-		by = append(by, referrer)
+		if referrer != k { // what only itself names may go
+			by = append(by, referrer)
+		}
 	}
 	sort.Slice(by, func(i, j int) bool { return string(by[i].encode()) < string(by[j].encode()) })
 	var stale []*Record
@@ -274,8 +307,11 @@ func (st *step) table(c *TableCommand) (Result, error) {
 	}
 	highest := st.m.epoch
 	for _, r := range c.Rows {
+		if r.To != 0 && r.To <= r.From {
+			return Result{Code: CodeConflict, Message: fmt.Sprintf("row %d covers nothing", r.ID), Table: st.m.version}, nil
+		}
 		old, known := st.m.rows[r.ID]
-		if same := known && old.Epoch == r.Epoch && old.Owner == r.Owner && old.From == r.From && old.To == r.To; !same && r.Epoch <= st.m.epoch {
+		if same := known && old.Epoch == r.Epoch && old.Owner == r.Owner && old.Cluster == r.Cluster && old.From == r.From && old.To == r.To; !same && r.Epoch <= st.m.epoch {
 			return Result{Code: CodeConflict, Message: fmt.Sprintf("row %d needs an epoch above %d", r.ID, st.m.epoch), Table: st.m.version}, nil
 		}
 		highest = max(highest, r.Epoch)
@@ -309,7 +345,7 @@ func (st *step) writeRows(next map[uint64]Row) error {
 		var err error
 		switch old, known := st.m.rows[id]; {
 		case !stays:
-			err = st.write(bucketRows, seqKey(id), nil)
+			err = st.dropRow(id)
 		case !known || old != r:
 			err = st.write(bucketRows, seqKey(id), r)
 		}
@@ -318,6 +354,15 @@ func (st *step) writeRows(next map[uint64]Row) error {
 		}
 	}
 	return nil
+}
+
+// dropRow forgets a row with its sequence: epochs only grow, so a row that takes the number again cannot be confused with it.
+func (st *step) dropRow(id uint64) error {
+	delete(st.m.lastSeq, id)
+	if err := st.write(bucketSeqs, seqKey(id), nil); err != nil {
+		return err
+	}
+	return st.write(bucketRows, seqKey(id), nil)
 }
 
 // overlap names two rows that cover the same hash, "" if none do.
@@ -415,10 +460,10 @@ func (st *step) bootstrap(c *BootstrapCommand) (Result, error) {
 	return Result{}, nil
 }
 
-// check compares the leader's state hash with ours at the same index.
+// check compares the leader's state hash with ours at the same index. What is too old to be known is not compared: a check never changes the state.
 func (st *step) check(c *CheckCommand) error {
-	if c.Index == st.m.applied && c.Hash != fmt.Sprintf("%x", st.m.hash[:8]) {
-		return fmt.Errorf("%w at index %d: leader %s, here %x; stop this replica and move its data directory away: it fetches the state from the others", ErrDiverged, c.Index, c.Hash, st.m.hash[:8])
+	if ours, known := st.m.hashAt(c.Index); known && c.Hash != ours {
+		return fmt.Errorf("%w at index %d: leader %s, here %s; stop this replica and move its data directory away: it fetches the state from the others", ErrDiverged, c.Index, c.Hash, ours)
 	}
 	return nil
 }

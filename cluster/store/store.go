@@ -13,7 +13,6 @@ import (
 	"slices"
 	"sort"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -63,17 +62,33 @@ type Options struct {
 	Logger *slog.Logger // nil = silent
 }
 
-// Store is a replica's copy of the replicated state. All methods may be called from any goroutine.
-type Store struct {
-	path   string
-	log    *slog.Logger
-	handle atomic.Pointer[handle]
+// initialMap is address space, not memory: while the file fits, growing it never has to wait for readers to leave.
+const initialMap = 1 << 30
 
-	mu     sync.RWMutex // guards mem, hashes, subs, changed
-	mem    *memory
-	hashes map[uint64]string // the newest state hashes by index
-	subs   map[*subscription]bool
-	change chan struct{} // closed and replaced at every step
+// errClosed answers readers that come after Close.
+var errClosed = errors.New("the store is closed")
+
+// Store is a replica's copy of the replicated state. All methods may be called from any goroutine.
+//
+// No lock that a reader takes is held while the disk works: a slow or hung disk stops the log, never the answers (D4). What is in memory may
+// therefore be ahead of the file for as long as a commit lasts; Applied, WaitApplied and events speak of what is in the file.
+type Store struct {
+	path string
+	log  *slog.Logger
+
+	writing sync.Mutex // held by whoever changes the file; taken before mu
+	failed  error      // guarded by writing: the memory may be ahead of the file for good, so nothing more is applied
+
+	open    sync.RWMutex // guards handle and closed; held for moments
+	handle  *handle
+	closed  bool
+	closing sync.WaitGroup // replaced files that still have readers
+
+	mu      sync.RWMutex // guards what follows
+	mem     *memory
+	applied uint64 // the newest index that is in the file
+	subs    map[*subscription]bool
+	change  chan struct{} // closed and replaced at every step
 }
 
 // handle is an open file with its readers; it is closed when the last of them leaves, so that a restore blocks nobody
@@ -91,21 +106,25 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{path: filepath.Join(dir, "store.db"), log: opts.Logger, hashes: map[uint64]string{}, subs: map[*subscription]bool{}, change: make(chan struct{})}
+	s := &Store{path: filepath.Join(dir, "store.db"), log: opts.Logger, subs: map[*subscription]bool{}, change: make(chan struct{})}
 	db, err := openFile(s.path)
 	if err != nil {
 		return nil, err
 	}
+	if err := os.Remove(s.restorePath()); err != nil && !errors.Is(err, os.ErrNotExist) { // left by a crash during Restore
+		return nil, errors.Join(fmt.Errorf("removing an unfinished snapshot: %w", err), db.Close())
+	}
 	if s.mem, err = load(db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	s.handle.Store(&handle{db: db})
-	s.remember(s.mem.applied)
+	s.handle, s.applied = &handle{db: db}, s.mem.applied
 	return s, nil
 }
 
+func (s *Store) restorePath() string { return s.path + ".restore" }
+
 func openFile(path string) (*bolt.DB, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: 64 << 20})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: initialMap})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("%s: %w; stop that process first, or choose another --data-dir", path, ErrInUse)
 	}
@@ -142,14 +161,13 @@ func checkFormat(tx *bolt.Tx) error {
 func load(db *bolt.DB) (*memory, error) {
 	m := newMemory()
 	err := db.View(func(tx *bolt.Tx) error {
-		if v := tx.Bucket(bucketMeta).Get(metaState); v != nil {
-			var meta metaValue
-			if err := unframe("applied index", v, &meta); err != nil {
-				return err
-			}
-			m.applied, m.version, m.epoch, m.clusterID = meta.Applied, meta.TableVersion, meta.Epoch, meta.ClusterID
-			copy(m.hash[:], meta.Hash)
+		meta, err := readMeta(tx)
+		if err != nil {
+			return err
 		}
+		m.applied, m.version, m.epoch, m.clusterID = meta.Applied, meta.TableVersion, meta.Epoch, meta.ClusterID
+		copy(m.hash[:], meta.Hash)
+		m.remember()
 		for _, b := range [][]byte{bucketRecords, bucketEndpoints} {
 			if err := each(tx, b, func(_ []byte, r *Record) { m.exists[r.Key] = true; m.index(r, 1) }); err != nil {
 				return err
@@ -157,7 +175,7 @@ func load(db *bolt.DB) (*memory, error) {
 		}
 		return errors.Join(
 			each(tx, bucketRows, func(_ []byte, r *Row) { m.rows[r.ID] = *r }),
-			each(tx, bucketSeqs, func(k []byte, v *seqValue) { m.lastSeq[[2]uint64{binary.BigEndian.Uint64(k), v.Epoch}] = v.Seq }),
+			each(tx, bucketSeqs, func(k []byte, v *seqValue) { m.lastSeq[binary.BigEndian.Uint64(k)] = *v }),
 			each(tx, bucketReplicas, func(_ []byte, r *Replica) { m.replicas[r.ID] = *r }),
 			each(tx, bucketFleets, func(_ []byte, f *Fleet) { m.fleets[f.Name] = *f }),
 			each(tx, bucketPins, func(_ []byte, p *Pin) { m.pins[p.Key] = *p }),
@@ -177,6 +195,16 @@ func each[T any](tx *bolt.Tx, bucket []byte, f func(key []byte, v *T)) error {
 		f(k, v)
 		return nil
 	})
+}
+
+// readMeta reads the applied index and what goes with it; a file that nothing was applied to has none.
+func readMeta(tx *bolt.Tx) (metaValue, error) {
+	var meta metaValue
+	v := tx.Bucket(bucketMeta).Get(metaState)
+	if v == nil {
+		return meta, nil
+	}
+	return meta, unframe("applied index", v, &meta)
 }
 
 func putMeta(tx *bolt.Tx, m *memory) error {
@@ -205,28 +233,47 @@ func readRecord(tx *bolt.Tx, k Key) (*Record, error) {
 	return r, unframe(k.String(), b, r)
 }
 
-// db is the present file; only the goroutine that applies may use it without view.
-func (s *Store) db() *bolt.DB { return s.handle.Load().db }
+// db is the present file; only a holder of writing may use it without view.
+func (s *Store) db() *bolt.DB {
+	s.open.RLock()
+	defer s.open.RUnlock()
+	return s.handle.db
+}
 
 // view runs a read transaction on the present file, holding it open.
 func (s *Store) view(f func(*bolt.Tx) error) error {
-	s.mu.RLock()
-	h := s.handle.Load()
+	s.open.RLock()
+	if s.closed {
+		s.open.RUnlock()
+		return errClosed
+	}
+	h := s.handle
 	h.readers.Add(1)
-	s.mu.RUnlock()
+	s.open.RUnlock()
 	defer h.readers.Done()
 	return h.db.View(f)
 }
 
-// Close closes the file when its readers have left.
+// Close ends subscriptions and closes the file when its readers have left. Closing again does nothing.
 func (s *Store) Close() error {
-	h := s.handle.Load()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.open.Lock()
+	h, again := s.handle, s.closed
+	s.closed = true
+	s.open.Unlock()
+	if again {
+		return nil
+	}
+	s.failed = errClosed
 	s.mu.Lock()
 	for sub := range s.subs {
 		sub.close()
 	}
+	s.subs = nil
 	s.mu.Unlock()
 	h.readers.Wait()
+	s.closing.Wait()
 	if err := h.db.Close(); err != nil {
 		return fmt.Errorf("closing the store: %w", err)
 	}
@@ -262,13 +309,11 @@ func scan(tx *bolt.Tx, f func(*Record) error) error {
 // Snapshot reads every record at one index, and gives that index: a reader of one Gateway filters it.
 func (s *Store) Snapshot(f func(*Record) error) (index uint64, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		if v := tx.Bucket(bucketMeta).Get(metaState); v != nil {
-			var meta metaValue
-			if err := unframe("applied index", v, &meta); err != nil {
-				return err
-			}
-			index = meta.Applied
+		meta, err := readMeta(tx)
+		if err != nil {
+			return err
 		}
+		index = meta.Applied
 		return scan(tx, f)
 	})
 	return index, err
@@ -368,11 +413,11 @@ func (s *Store) ClusterID() string {
 	return s.mem.clusterID
 }
 
-// Applied is the index of the last applied entry.
+// Applied is the index of the last entry that is in the file.
 func (s *Store) Applied() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.mem.applied
+	return s.applied
 }
 
 // Config gives the newest configuration blob that came with an entry, nil if none did.
@@ -384,32 +429,32 @@ func (s *Store) Config() ([]byte, error) {
 
 // SetConfig keeps a configuration blob that came without an entry.
 func (s *Store) SetConfig(b []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	return s.db().Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(metaConfig, b) })
-}
-
-// remember keeps the newest state hashes; the caller holds mu or is alone.
-func (s *Store) remember(index uint64) {
-	s.hashes[index] = fmt.Sprintf("%x", s.mem.hash[:8])
-	delete(s.hashes, index-256)
 }
 
 // StateHash is the rolling hash at the applied index: equal on any two replicas at one index.
 func (s *Store) StateHash() (index uint64, hash string) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.mem.applied, s.hashes[s.mem.applied]
+	hash, _ = s.mem.hashAt(s.applied)
+	return s.applied, hash
 }
 
-// FullHash hashes everything that is replicated by a full scan: equal on any two replicas at one index.
+// FullHash hashes everything that is replicated by a full scan, the local configuration blob excepted: equal on any two replicas at one index.
 func (s *Store) FullHash() (hash string, err error) {
 	err = s.view(func(tx *bolt.Tx) (err error) { hash, err = fullHash(tx); return err })
 	return hash, err
 }
 
 func fullHash(tx *bolt.Tx) (string, error) {
+	meta, err := readMeta(tx)
+	if err != nil {
+		return "", err
+	}
 	h := sha256.New()
+	_, _ = fmt.Fprintf(h, "%d %d %q", meta.TableVersion, meta.Epoch, meta.ClusterID)
 	for _, b := range dataBuckets {
 		h.Write(b)
 		err := tx.Bucket(b).ForEach(func(k, v []byte) error {
@@ -429,13 +474,19 @@ func fullHash(tx *bolt.Tx) (string, error) {
 // FileHash is FullHash of a store that no process has open, with its applied index.
 func FileHash(path string) (index uint64, hash string, err error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: true})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return 0, "", fmt.Errorf("%s: %w; stop that process first", path, ErrInUse)
+	}
 	if err != nil {
 		return 0, "", fmt.Errorf("opening %s: %w", path, err)
 	}
 	defer func() { _ = db.Close() }()
 	err = db.View(func(tx *bolt.Tx) (err error) {
-		var meta metaValue
-		if err := unframe("applied index", tx.Bucket(bucketMeta).Get(metaState), &meta); err != nil {
+		if tx.Bucket(bucketMeta) == nil {
+			return fmt.Errorf("%s: %w: it is not a route store", path, ErrCorrupt)
+		}
+		meta, err := readMeta(tx)
+		if err != nil {
 			return err
 		}
 		index = meta.Applied
@@ -449,7 +500,7 @@ func FileHash(path string) (index uint64, hash string, err error) {
 func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
 	for {
 		s.mu.RLock()
-		applied, change := s.mem.applied, s.change
+		applied, change := s.applied, s.change
 		s.mu.RUnlock()
 		if applied >= index {
 			return nil

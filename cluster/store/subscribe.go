@@ -16,7 +16,11 @@ type subscription struct {
 func (s *Store) Subscribe() (events <-chan Event, cancel func()) {
 	sub := &subscription{wake: make(chan struct{}, 1), out: make(chan Event), done: make(chan struct{})}
 	s.mu.Lock()
-	s.subs[sub] = true
+	if s.subs == nil { // closed
+		sub.close()
+	} else {
+		s.subs[sub] = true
+	}
 	s.mu.Unlock()
 	go sub.pump()
 	return sub.out, func() {
