@@ -46,7 +46,7 @@ func openDirectory(path string) (*directory, error) {
 		return nil, fmt.Errorf("locking the data directory: %w: choose one that this user may write", err)
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		lock.Close()
+		_ = lock.Close()
 		return nil, fmt.Errorf("%s: %w: stop that process, or choose another data directory", path, ErrInUse)
 	}
 	return &directory{path: path, lock: lock}, nil
@@ -109,7 +109,7 @@ func writeDurably(file string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }()
 	_, err = f.Write(content)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err

@@ -33,7 +33,7 @@ func (f FileMarker) Create(_ context.Context, id string) (bool, string, error) {
 	if err := writeDurably(tmp, []byte(id)); err != nil {
 		return false, "", fmt.Errorf("group marker: %w", err)
 	}
-	defer os.Remove(tmp)
+	defer func() { _ = os.Remove(tmp) }()
 	err := os.Link(tmp, string(f)) // unlike O_EXCL, nobody ever reads half a marker
 	if err == nil {
 		return true, id, nil

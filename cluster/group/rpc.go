@@ -140,7 +140,7 @@ func (c *caller) call(ctx context.Context, hostport, to, name string, body []byt
 	if err != nil {
 		return nil, fmt.Errorf("call %s of %s: %w: %w", name, hostport, ErrNotReached, err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	out, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
 		return nil, fmt.Errorf("call %s of %s: %w: %w", name, hostport, ErrNotReached, err)

@@ -85,7 +85,7 @@ func (e *endpoint) accept() {
 		}
 		c := &tracked{Conn: raw, gone: e.forget}
 		if !e.remember(c) {
-			c.Close()
+			_ = c.Close()
 			return
 		}
 		e.work.Go(func() { e.admit(c) })
@@ -114,7 +114,7 @@ func (e *endpoint) admit(raw net.Conn) {
 	err := e.handshake(c)
 	if err != nil {
 		e.log.Warn("a peer was refused", "from", raw.RemoteAddr().String(), "err", err)
-		c.Close()
+		_ = c.Close()
 		return
 	}
 	to := e.rpc
@@ -122,7 +122,7 @@ func (e *endpoint) admit(raw net.Conn) {
 		to = e.raft
 	}
 	if !to.put(c) {
-		c.Close()
+		_ = c.Close()
 	}
 }
 
@@ -253,8 +253,8 @@ func (e *endpoint) close() error {
 	for _, c := range open {
 		c.Close()
 	}
-	e.raft.Close()
-	e.rpc.Close()
+	_ = e.raft.Close()
+	_ = e.rpc.Close()
 	e.work.Wait()
 	return err
 }

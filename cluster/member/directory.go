@@ -127,7 +127,7 @@ func (d *Directory) run(ctx context.Context, sink func([]Event, bool), watch fun
 	if err != nil {
 		return fmt.Errorf("member cluster %s: %w", d.cfg.Name, err)
 	}
-	defer w.close()
+	defer func() { _ = w.close() }()
 	d.mu.Lock()
 	d.files, d.delivered = newTree(d.cfg.Dirs, d.cfg.StatusDir, d.cfg.MaxFile), map[objectKey]delivered{}
 	d.mu.Unlock()

@@ -191,7 +191,7 @@ func replace(file, kind string, raw []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }()
 	_, err = f.Write(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: raw}))
 	if err = errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
 		return err
