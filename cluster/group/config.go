@@ -135,14 +135,15 @@ func setDefault(d *time.Duration, value time.Duration) {
 	}
 }
 
-// raftConfig is research's recommendation. A replica with a past waits three times as long for its first leader, because after a restart of
-// everything the slowest disk decides; one without a past has nothing to wait for.
-func (c Config) raftConfig(id string, fresh bool) *raft.Config {
+// raftConfig is research's recommendation. A replica waits three times as long for the first leader that it sees, because after a restart of
+// everything the slowest disk decides. Only the one that begins a group is eager: nobody else can lead yet, and others that stood
+// at the same time would split the vote.
+func (c Config) raftConfig(id string, eager bool) *raft.Config {
 	r := raft.DefaultConfig()
 	r.LocalID = raft.ServerID(id)
 	r.HeartbeatTimeout, r.ElectionTimeout, r.LeaderLeaseTimeout = 3*c.Heartbeat, 3*c.Heartbeat, c.Heartbeat/2
-	if fresh {
-		r.HeartbeatTimeout, r.ElectionTimeout = r.LeaderLeaseTimeout, r.LeaderLeaseTimeout
+	if eager {
+		r.HeartbeatTimeout, r.ElectionTimeout = r.LeaderLeaseTimeout, c.Heartbeat
 	}
 	r.CommitTimeout = 10 * time.Millisecond // followers learn of a commit by the next message, or after this
 	r.MaxAppendEntries = 64

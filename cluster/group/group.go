@@ -193,8 +193,9 @@ func (g *Group) start(m *machine, logs raft.LogStore, stable raft.StableStore) e
 		Stream: stream{g.endpoint.raft, g.endpoint}, MaxPool: 3, Timeout: 10 * time.Second, Logger: bridge(g.log), MsgpackUseNewTimeFormat: true}))
 	g.guard.member.Store(g.member.Joined)
 	g.calls = newCaller(g.endpoint, g.log)
-	notices := make(chan bool, 16) // Raft blocks when it is full
-	settings := g.cfg.raftConfig(g.id, !past)
+	notices := make(chan bool, 16)                                     // Raft blocks when it is full
+	begins := g.cfg.Marker != nil || g.cfg.Advertise == g.cfg.Peers[0] // if anybody does; see decide
+	settings := g.cfg.raftConfig(g.id, !past && begins)
 	settings.NotifyCh = notices
 	if g.raft, err = raft.NewRaft(settings, m, logs, stable, snaps, g.guard); err != nil {
 		return fmt.Errorf("starting Raft: %w", err)

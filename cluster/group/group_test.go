@@ -228,7 +228,7 @@ func TestMarkerHasOneWinner(t *testing.T) {
 func TestTransferOnClose(t *testing.T) {
 	ns := nodes(t, 3)
 	for _, n := range ns {
-		n.cfg.Heartbeat = 10 * time.Second // an election would take far longer than the test allows
+		n.cfg.Heartbeat = 5 * time.Second // an election would take far longer than the test allows
 	}
 	startAll(t, ns)
 	l := leader(t, ns...)
