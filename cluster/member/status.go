@@ -54,7 +54,7 @@ func (s *statusDir) locked(f func() error) error {
 	if err != nil {
 		return fmt.Errorf("opening the lock of the status directory: %w", err)
 	}
-	defer lock.Close() // unlocks
+	defer func() { _ = lock.Close() }() // unlocks
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return fmt.Errorf("locking the status directory: %w", err)
 	}
