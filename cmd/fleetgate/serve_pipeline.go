@@ -27,6 +27,7 @@ type pipeline struct {
 	config assemble.Config
 	fleets map[string]uint64 // fleet -> index of the last step that changed something for it
 	pins   map[store.Key]store.Pin
+	from   uint64 // index of the last rebuild
 	cancel func()
 	events <-chan store.Event
 }
@@ -45,13 +46,14 @@ func (p *pipeline) rebuild() error {
 	p.state, p.fleets = assemble.New(p.config), map[string]uint64{}
 	p.loadPins()
 	var changes []assemble.Change
-	index := p.db.Applied()
-	if err := p.db.Scan(func(r *store.Record) error {
+	index, err := p.db.Snapshot(func(r *store.Record) error {
 		changes = append(changes, p.change(r.Key, r))
 		return p.check(r)
-	}); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("reading the route store: %w", err)
 	}
+	p.from = index
 	p.publish(index, p.state.Apply(changes))
 	for fleet := range old {
 		if _, still := p.fleets[fleet]; !still {
@@ -89,6 +91,9 @@ func (p *pipeline) run(ctx context.Context) error {
 func (p *pipeline) step(e store.Event) error {
 	if e.Reset {
 		return p.rebuild()
+	}
+	if e.Index <= p.from {
+		return nil // was in the scan: it must not put older bytes back
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
