@@ -49,7 +49,6 @@ type Controller struct {
 	swept   bool
 	pending map[store.Key]store.Op
 	wanted  map[store.Key]bool // keys of this row that committed references name
-	held    string             // why deletions wait, "" = they do not
 }
 
 // Guard bounds what a sweep may delete at once (D10).
@@ -151,9 +150,9 @@ func (c *Controller) compile(events []translate.Event, dirty map[store.Key]bool,
 	if c.updateWanted(dirty, resync) {
 		keys := make([]record.Key, 0, len(c.wanted))
 		for k := range c.wanted {
-			keys = append(keys, recordKey(k))
+			keys = append(keys, RecordKey(k))
 		}
-		slices.SortFunc(keys, compareKeys)
+		slices.SortFunc(keys, record.Key.Compare)
 		c.note(c.compiler.Referenced(keys))
 	}
 }
@@ -188,7 +187,7 @@ func (c *Controller) updateWanted(dirty map[store.Key]bool, resync bool) bool {
 
 // retryDelete deletes what the compiler no longer wants and the store still has.
 func (c *Controller) retryDelete(k store.Key) {
-	if _, ok := c.compiler.Record(recordKey(k)); ok {
+	if _, ok := c.compiler.Record(RecordKey(k)); ok {
 		return
 	}
 	if r, err := c.db.Get(k); err == nil && r != nil {
@@ -199,20 +198,20 @@ func (c *Controller) retryDelete(k store.Key) {
 func (c *Controller) note(out translate.Output) {
 	c.count(out.Compiled)
 	for _, p := range out.Puts {
-		k := storeKey(p.Key)
+		k := StoreKey(p.Key)
 		c.pending[k] = putOp(p)
 	}
 	for _, d := range out.Deletes {
-		c.pending[storeKey(d)] = store.Op{Key: storeKey(d)}
+		c.pending[StoreKey(d)] = store.Op{Key: StoreKey(d)}
 	}
 }
 
 func putOp(p translate.Put) store.Op {
 	refs := make([]store.Key, len(p.Refs))
 	for i, r := range p.Refs {
-		refs[i] = storeKey(r)
+		refs[i] = StoreKey(r)
 	}
-	return store.Op{Key: storeKey(p.Key), Content: &store.Content{Hash: record.Hash(p.Payload), Payload: p.Payload, Refs: refs}}
+	return store.Op{Key: StoreKey(p.Key), Content: &store.Content{Hash: record.Hash(p.Payload), Payload: p.Payload, Refs: refs}}
 }
 
 // sweep is the owner's first act after sync (D10): it proposes only what differs from the store, and deletes what is gone, through the guard.
@@ -233,16 +232,16 @@ func (c *Controller) sweep() error {
 		if isRoute {
 			routes++
 		}
-		p, ok := want[recordKey(r.Key)]
+		p, ok := want[RecordKey(r.Key)]
 		switch {
-		case !ok && keep[recordKey(r.Key)]:
+		case !ok && keep[RecordKey(r.Key)]:
 		case !ok:
 			gone = append(gone, r.Key)
 			if isRoute {
 				goneRoutes++
 			}
 		case record.Hash(p.Payload) == r.Cur.Hash && sameRefs(p.Refs, r.Cur.Refs):
-			delete(want, recordKey(r.Key))
+			delete(want, RecordKey(r.Key))
 		}
 		return nil
 	})
@@ -250,11 +249,11 @@ func (c *Controller) sweep() error {
 		return fmt.Errorf("comparing the row with the store: %w", err)
 	}
 	for _, p := range want {
-		c.pending[storeKey(p.Key)] = putOp(p)
+		c.pending[StoreKey(p.Key)] = putOp(p)
 	}
 	if c.guard.Share > 0 && goneRoutes >= c.guard.Min && float64(goneRoutes) > c.guard.Share*float64(routes) {
-		c.held = fmt.Sprintf("%d of %d routes of this row would be deleted at once after a relist; they are kept. If that is what you want, delete them while this replica watches, or raise --deletion-guard", goneRoutes, routes)
-		c.log.Warn("deletions held", "why", c.held)
+		c.log.Warn("deletions held: too many routes of this row would be deleted at once after a relist. If that is what you want, put them back and delete them while this replica watches",
+			"routes", routes, "deleted", goneRoutes)
 		return nil
 	}
 	for _, k := range gone {
@@ -264,7 +263,7 @@ func (c *Controller) sweep() error {
 }
 
 func sameRefs(a []record.Key, b []store.Key) bool {
-	return slices.EqualFunc(a, b, func(x record.Key, y store.Key) bool { return storeKey(x) == y })
+	return slices.EqualFunc(a, b, func(x record.Key, y store.Key) bool { return StoreKey(x) == y })
 }
 
 // batch takes the next operations in an order that never refers to what is not there: puts of referees, of referrers, then deletions of referrers, of
@@ -275,7 +274,7 @@ func (c *Controller) batch() []store.Op {
 		ops = append(ops, op)
 	}
 	slices.SortFunc(ops, func(a, b store.Op) int {
-		return cmp.Or(cmp.Compare(stage(a), stage(b)), compareKeys(recordKey(a.Key), recordKey(b.Key)))
+		return cmp.Or(cmp.Compare(stage(a), stage(b)), RecordKey(a.Key).Compare(RecordKey(b.Key)))
 	})
 	size := 0
 	for i, op := range ops {
@@ -348,14 +347,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func storeKey(k record.Key) store.Key {
+// StoreKey is how the store names a record.
+func StoreKey(k record.Key) store.Key {
 	return store.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: string(k.Kind), Name: k.Name}
 }
 
-func recordKey(k store.Key) record.Key {
+// RecordKey is how translate and assemble name what the store holds.
+func RecordKey(k store.Key) record.Key {
 	return record.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: record.Kind(k.Kind), Name: k.Name}
-}
-
-func compareKeys(a, b record.Key) int {
-	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 }

@@ -119,7 +119,7 @@ func eventOf(kind string, o Object) Event {
 func render(t testing.TB, records map[record.Key]Put, only string) string {
 	t.Helper()
 	var out strings.Builder
-	for _, k := range slices.SortedFunc(maps.Keys(records), compareKeys) {
+	for _, k := range slices.SortedFunc(maps.Keys(records), record.Key.Compare) {
 		if only != "records" && only != string(k.Kind) {
 			continue
 		}

@@ -10,7 +10,6 @@
 package translate
 
 import (
-	"cmp"
 	"maps"
 	"reflect"
 	"slices"
@@ -137,7 +136,7 @@ func (c *Compiler) Quarantined() []record.Key {
 			out = append(out, k)
 		}
 	}
-	slices.SortFunc(out, compareKeys)
+	slices.SortFunc(out, record.Key.Compare)
 	return out
 }
 
@@ -243,7 +242,7 @@ func (c *Compiler) compileAll(dirty map[record.Key]struct{}) Output {
 	changed := map[record.Key]Put{} // first content before this call, by key
 	var out Output
 	for len(dirty) > 0 {
-		batch := slices.SortedFunc(maps.Keys(dirty), compareKeys)
+		batch := slices.SortedFunc(maps.Keys(dirty), record.Key.Compare)
 		dirty = map[record.Key]struct{}{}
 		for _, k := range batch {
 			var old Put
@@ -256,7 +255,7 @@ func (c *Compiler) compileAll(dirty map[record.Key]struct{}) Output {
 			c.compileOne(k, dirty, &out)
 		}
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(changed), compareKeys) {
+	for _, k := range slices.SortedFunc(maps.Keys(changed), record.Key.Compare) {
 		c.emit(k, changed[k], &out)
 	}
 	return out
@@ -360,8 +359,4 @@ func objectOf(k record.Key) input {
 		return input{"Secret", k.Namespace, k.Name}
 	}
 	return input{"Service", k.Namespace, serviceOfKey(k)}
-}
-
-func compareKeys(a, b record.Key) int {
-	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 }

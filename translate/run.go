@@ -71,7 +71,7 @@ func pack(k record.Key, made compiled) Put {
 		payload = mustMarshal(made.value)
 	}
 	refs := slices.Clone(made.refs)
-	slices.SortFunc(refs, compareKeys)
+	slices.SortFunc(refs, record.Key.Compare)
 	return Put{Key: k, Payload: payload, Refs: slices.Compact(refs)}
 }
 
@@ -145,7 +145,7 @@ func (c *Compiler) recall(k record.Key) Put {
 		gateway.Problems = slices.DeleteFunc(gateway.Problems, fellBack)
 		put.Payload = mustMarshal(gateway)
 	}
-	slices.SortFunc(put.Refs, compareKeys)
+	slices.SortFunc(put.Refs, record.Key.Compare)
 	put.Refs = slices.Compact(put.Refs)
 	return put
 }

@@ -64,7 +64,7 @@ spec:
   - {matches: [{path: {value: /query}, queryParams: [{name: animal, value: whale}], headers: [{name: color, type: RegularExpression, value: "bl.e"}], method: POST}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /cors}, method: PUT}], filters: [{type: CORS, cors: {allowOrigins: ["https://*.a.example"], allowMethods: [PUT]}}], backendRefs: [{name: web, port: 80}]}`
 
-// TestRealEnvoyServes sends requests through the real binary, configured with what the compiler made. It is skipped where there is none.
+// TestRealEnvoyServes sends requests through the real binary, configured with what the compiler made.
 func TestRealEnvoyServes(t *testing.T) {
 	url := startEnvoy(t)
 	for _, c := range []struct {
@@ -153,13 +153,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 
 // startEnvoy compiles served and runs it, with the EDS clusters made static.
 func startEnvoy(t *testing.T) (url string) {
-	binary := os.Getenv("FLEETGATE_ENVOY")
-	if binary == "" {
-		binary, _ = exec.LookPath("envoy")
-	}
-	if binary == "" {
-		t.Skip("no envoy on PATH and no FLEETGATE_ENVOY")
-	}
+	binary := realEnvoy(t)
 	backend := httptest.NewServer(http.HandlerFunc(echo))
 	t.Cleanup(backend.Close)
 	_, port, _ := net.SplitHostPort(backend.Listener.Addr().String())

@@ -70,6 +70,25 @@ func (a *asking) view(ctx context.Context) (view, error) {
 	return view{}, fmt.Errorf("%w: %w; is it running? start one with fleetgate dev, or name one with --server", errNotReached, errors.Join(errs...))
 }
 
+// ask gets the view and says beside the output what is wrong with it: what every reading command begins with.
+func (a *asking) ask(ctx context.Context) (view, error) {
+	v, err := a.view(ctx)
+	if err == nil {
+		a.warn(v)
+	}
+	return v, err
+}
+
+// warn tells on stderr what the replica wants people to know, such as that nobody leads.
+func (a *asking) warn(v view) {
+	switch {
+	case v.Notice != "":
+		_, _ = fmt.Fprintln(a.err, "notice:", v.Notice)
+	case v.Leader == "":
+		_, _ = fmt.Fprintln(a.err, "notice:", errNoLeader)
+	}
+}
+
 func getView(ctx context.Context, server string, a *asking) (view, error) {
 	var v view
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)

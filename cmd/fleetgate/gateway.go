@@ -22,11 +22,10 @@ func newGatewayList(a *asking) *cobra.Command {
 	f.add(cmd, "json, yaml, wide")
 	f.addFilters(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.view(cmd.Context())
+		v, err := a.ask(cmd.Context())
 		if err != nil {
 			return err
 		}
-		a.warn(v)
 		list := gatewayList{APIVersion: apiVersion, Kind: "GatewayList", Items: []gatewayView{}}
 		for _, g := range v.Gateways {
 			if f.wants(g.Cluster, g.Namespace) {
@@ -65,27 +64,16 @@ func orUnknown(s string) string {
 	return s
 }
 
-// warn tells on stderr what the replica wants people to know, such as that nobody leads.
-func (a *asking) warn(v view) {
-	switch {
-	case v.Notice != "":
-		_, _ = fmt.Fprintln(a.err, "notice:", v.Notice)
-	case v.Leader == "":
-		_, _ = fmt.Fprintln(a.err, "notice:", errNoLeader)
-	}
-}
-
 func newGatewayShow(a *asking) *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{Use: "show NAME", Short: "Show one Gateway with its conditions and listeners", Args: cobra.ExactArgs(1)}
 	f.add(cmd, "json, yaml")
 	f.addFilters(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		v, err := a.view(cmd.Context())
+		v, err := a.ask(cmd.Context())
 		if err != nil {
 			return err
 		}
-		a.warn(v)
 		list := gatewayList{APIVersion: apiVersion, Kind: "GatewayList", Items: []gatewayView{}}
 		for _, g := range v.Gateways {
 			if g.Name == args[0] && f.wants(g.Cluster, g.Namespace) {

@@ -23,11 +23,10 @@ func newProxyList(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List proxies", Args: cobra.NoArgs}
 	f.add(cmd, "json, yaml, wide")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.view(cmd.Context())
+		v, err := a.ask(cmd.Context())
 		if err != nil {
 			return err
 		}
-		a.warn(v)
 		list := proxyList{APIVersion: apiVersion, Kind: "ProxyList", Items: v.Proxies}
 		if list.Items == nil {
 			list.Items = []xds.Report{}

@@ -19,11 +19,10 @@ func newReplicaList(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List replicas", Args: cobra.NoArgs}
 	f.add(cmd, "json, yaml, wide")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.view(cmd.Context())
+		v, err := a.ask(cmd.Context())
 		if err != nil {
 			return err
 		}
-		a.warn(v)
 		list := replicaList{APIVersion: apiVersion, Kind: "ReplicaList", Items: v.Replicas}
 		if list.Items == nil {
 			list.Items = []replicaView{}

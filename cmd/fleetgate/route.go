@@ -21,11 +21,10 @@ func newRouteList(a *asking) *cobra.Command {
 	f.add(cmd, "json, yaml, wide")
 	f.addFilters(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.view(cmd.Context())
+		v, err := a.ask(cmd.Context())
 		if err != nil {
 			return err
 		}
-		a.warn(v)
 		list := routeList{APIVersion: apiVersion, Kind: "RouteList", Items: []routeView{}}
 		for _, r := range v.Routes {
 			if f.wants(r.Cluster, r.Namespace) {

@@ -126,7 +126,7 @@ func (r *replica) checkSealed(rec *store.Record) error {
 	if err := record.Unmarshal(rec.Cur.Payload, &s); err != nil || len(s.Sealed) == 0 {
 		return err
 	}
-	if _, err := r.key.Open(s.Sealed, translate.SecretContext(toRecordKey(rec.Key))); err != nil {
+	if _, err := r.key.Open(s.Sealed, translate.SecretContext(shard.RecordKey(rec.Key))); err != nil {
 		return fmt.Errorf("sealed record %s: %w; give this replica the seal key of its group (--seal-key-file)", rec.Key, err)
 	}
 	return nil
@@ -220,7 +220,7 @@ func (r *replica) build() {
 
 // last gives the committed payload of a record, for an object that makes the compiler panic (D16).
 func (r *replica) last(k record.Key) []byte {
-	rec, err := r.db.Get(toStoreKey(k))
+	rec, err := r.db.Get(shard.StoreKey(k))
 	if err != nil || rec == nil {
 		return nil
 	}
@@ -490,7 +490,7 @@ func (r *replica) touchClasses() {
 		return
 	}
 	for _, c := range records {
-		r.status.Touch([]record.Key{toRecordKey(c.Key)})
+		r.status.Touch([]record.Key{shard.RecordKey(c.Key)})
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/status"
 	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/shard"
 	"github.com/fleetgate/fleetgate/translate/assemble"
 	"github.com/fleetgate/fleetgate/translate/record"
 	"github.com/fleetgate/fleetgate/xds"
@@ -246,7 +247,7 @@ func (a *acks) suspects(fleet string, rej xds.Rejection) []store.Pin {
 			a.log.Warn("a proxy rejected something that names no record", "part", part)
 			continue
 		}
-		pin := store.Pin{Key: toStoreKey(key), Hash: hash, Fleet: fleet, Reason: strings.TrimSpace(rej.Message)}
+		pin := store.Pin{Key: shard.StoreKey(key), Hash: hash, Fleet: fleet, Reason: strings.TrimSpace(rej.Message)}
 		if key.Kind == record.KindGateway {
 			gateways = append(gateways, pin)
 		} else {

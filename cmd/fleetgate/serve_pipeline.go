@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/shard"
 	"github.com/fleetgate/fleetgate/translate"
 	"github.com/fleetgate/fleetgate/translate/assemble"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -119,7 +120,7 @@ func (p *pipeline) step(e store.Event) error {
 
 // change turns a stored record into what assembly reads; the caller holds mu.
 func (p *pipeline) change(k store.Key, r *store.Record) assemble.Change {
-	out := assemble.Change{Key: toRecordKey(k)}
+	out := assemble.Change{Key: shard.RecordKey(k)}
 	if r == nil {
 		return out
 	}
@@ -136,17 +137,9 @@ func (p *pipeline) change(k store.Key, r *store.Record) assemble.Change {
 func toContent(c *store.Content, index uint64) *assemble.Content {
 	out := &assemble.Content{Hash: c.Hash, Payload: c.Payload, Index: index, Refs: make([]record.Key, len(c.Refs))}
 	for i, k := range c.Refs {
-		out.Refs[i] = toRecordKey(k)
+		out.Refs[i] = shard.RecordKey(k)
 	}
 	return out
-}
-
-func toRecordKey(k store.Key) record.Key {
-	return record.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: record.Kind(k.Kind), Name: k.Name}
-}
-
-func toStoreKey(k record.Key) store.Key {
-	return store.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: string(k.Kind), Name: k.Name}
 }
 
 // publish hands a step to xds; the caller holds mu.

@@ -57,7 +57,7 @@ func newGateway(k record.Key, l live, controller, withheld string, s *State) *ga
 			g.secrets = append(g.secrets, l.secretKeys()...)
 		}
 	}
-	slices.SortFunc(g.secrets, compareKeys)
+	slices.SortFunc(g.secrets, record.Key.Compare)
 	g.secrets = slices.Compact(g.secrets)
 	return g
 }
@@ -207,13 +207,4 @@ func (g *gateway) uses(backend record.Key) bool {
 		}
 	}
 	return false
-}
-
-func compareKeys(a, b record.Key) int {
-	return cmp.Or(
-		cmp.Compare(a.Cluster, b.Cluster),
-		cmp.Compare(a.Namespace, b.Namespace),
-		cmp.Compare(a.Kind, b.Kind),
-		cmp.Compare(a.Name, b.Name),
-	)
 }

@@ -68,14 +68,14 @@ func (s *State) ClassStatus(k record.Key) (ClassStatus, bool) {
 func (s *State) Gateways() []record.Key {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return slices.SortedFunc(maps.Keys(s.fleets), compareKeys)
+	return slices.SortedFunc(maps.Keys(s.fleets), record.Key.Compare)
 }
 
 // Routes are the records of all routes, sorted.
 func (s *State) Routes() []record.Key {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return slices.SortedFunc(maps.Keys(s.routes), compareKeys)
+	return slices.SortedFunc(maps.Keys(s.routes), record.Key.Compare)
 }
 
 // Fleets are the names of the fleets, sorted.

@@ -324,6 +324,6 @@ func (s *State) delta(w *work) Delta {
 		out.Fleets = append(out.Fleets, FleetDelta{Fleet: name, Gateway: k, Gone: true})
 	}
 	slices.SortFunc(out.Fleets, func(a, b FleetDelta) int { return strings.Compare(a.Fleet, b.Fleet) })
-	out.Status = slices.SortedFunc(maps.Keys(w.status), compareKeys)
+	out.Status = slices.SortedFunc(maps.Keys(w.status), record.Key.Compare)
 	return out
 }

@@ -94,7 +94,7 @@ func (w *world) remove(k record.Key) Change {
 // all gives the last change of each record, sorted.
 func (w *world) all() []Change {
 	var out []Change
-	for _, k := range slices.SortedFunc(maps.Keys(w.last), compareKeys) {
+	for _, k := range slices.SortedFunc(maps.Keys(w.last), record.Key.Compare) {
 		out = append(out, w.last[k])
 	}
 	return out

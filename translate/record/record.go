@@ -5,7 +5,10 @@
 // that is needed to order, index and explain them, so that nobody unmarshals an Envoy proto to decide anything.
 package record
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Kind names a kind of record. The values are stored: never renumber or reuse one.
 type Kind string
@@ -30,6 +33,11 @@ type Key struct {
 	Namespace string
 	Kind      Kind
 	Name      string // route: "HTTPRoute/name"; backend and endpoints: "service/port/consumer"; else the object's name
+}
+
+// Compare orders keys by cluster, namespace, kind and name: the order of everything that is listed or proposed.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Cluster, o.Cluster), cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Name, o.Name))
 }
 
 // Object names the Kubernetes object that a record, a condition or a problem speaks of.
