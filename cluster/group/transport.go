@@ -251,7 +251,7 @@ func (e *endpoint) close() error {
 	}
 	e.mu.Unlock()
 	for _, c := range open {
-		c.Close()
+		_ = c.Close()
 	}
 	_ = e.raft.Close()
 	_ = e.rpc.Close()

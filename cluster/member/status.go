@@ -149,7 +149,7 @@ func replaceFile(path string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // fails once it is renamed
+	defer func() { _ = os.Remove(tmp.Name()) }() // fails once it is renamed
 	_, err = tmp.Write(data)
 	err = errors.Join(err, tmp.Chmod(mode), tmp.Close())
 	if err != nil {
