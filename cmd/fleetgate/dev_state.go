@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -104,13 +105,20 @@ func newState(replicas int) (*devState, error) {
 	return s, nil
 }
 
+// Remembered ports lie below what the kernel gives to outgoing connections (32768 and up on Linux): a port from there that is free now may be some
+// connection's when the replica is started again.
+const firstPort, lastPort = 20000, 32000
+
 // freePorts gives loopback addresses that nobody listens at; all are held until all are found, so they differ.
 func freePorts(n int) ([]string, error) {
 	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for try := 0; len(out) < n; try++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(lastPort-firstPort)))
 		if err != nil {
-			return nil, fmt.Errorf("looking for free ports: %w", err)
+			if try > 100*n {
+				return nil, fmt.Errorf("looking for free ports from %d to %d: %w", firstPort, lastPort, err)
+			}
+			continue
 		}
 		defer func() { _ = l.Close() }()
 		out = append(out, l.Addr().String())
