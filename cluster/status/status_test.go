@@ -28,6 +28,8 @@ type world struct {
 	mu      sync.Mutex
 	route   assemble.RouteStatus
 	acked   int
+	refused string // what a proxy says of the route
+	asked   int    // how often the route was composed
 	stored  string
 	version int
 	writes  int
@@ -44,17 +46,41 @@ func (w *world) Gateway(record.Key) (assemble.GatewayStatus, bool) {
 }
 func (w *world) Class(record.Key) (assemble.ClassStatus, bool) { return assemble.ClassStatus{}, false }
 func (w *world) Addresses(string) []string                     { return nil }
-func (w *world) Source(string) member.Source                   { return source{world: w} }
+func (w *world) Source(cluster string) member.Source {
+	if cluster == "hangs" {
+		return hangs{}
+	}
+	return source{world: w}
+}
+
+// hangs is a member cluster whose API server never answers.
+type hangs struct{ member.Source }
+
+func (hangs) ReadStatus(ctx context.Context, _, _, _ string) ([]byte, string, error) {
+	<-ctx.Done()
+	return nil, "", ctx.Err()
+}
+
 func (w *world) Route(record.Key) (assemble.RouteStatus, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.asked++
 	return w.route, true
 }
 
 func (w *world) Converged(string, uint64, record.Key) Convergence {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Convergence{Counted: 2, Acked: w.acked}
+	return Convergence{Counted: 2, Acked: w.acked, Rejected: w.refused}
+}
+
+func (w *world) Reached(string) (uint64, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.acked == 2 {
+		return w.route.Index, w.refused != ""
+	}
+	return 0, w.refused != ""
 }
 
 type source struct {
@@ -187,6 +213,72 @@ func TestRejectionIsToldAtOnce(t *testing.T) {
 		synctest.Wait()
 		if c, writes := w.programmed(t); writes != 1 || c.Reason != "Rejected" || !strings.Contains(c.Message, "regex") {
 			t.Errorf("%d writes, %+v", writes, c)
+		}
+	})
+}
+
+func TestSlowClusterDelaysNobodyElsesStatus(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		slow := key
+		slow.Cluster = "hangs"
+		w.set(func() { w.acked = 2 })
+		wr.Touch([]record.Key{slow})
+		synctest.Wait()
+		wr.Touch([]record.Key{key})
+		synctest.Wait()
+		if c, writes := w.programmed(t); writes != 1 || c.Status != metav1.ConditionTrue {
+			t.Errorf("%d writes, %+v", writes, c)
+		}
+	})
+}
+
+func TestWaitingObjectIsNotComposedAtEveryACK(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		wr.Touch([]record.Key{key})
+		time.Sleep(2 * time.Second)
+		before := 0
+		w.set(func() { before = w.asked })
+		for range 100 {
+			wr.Acked()
+			synctest.Wait()
+		}
+		w.set(func() {
+			if w.asked != before {
+				t.Errorf("composed %d times while its fleet had not reached it", w.asked-before)
+			}
+		})
+	})
+}
+
+func TestRefusalByOneProxyOfAWaitingRouteIsTold(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		wr.Touch([]record.Key{key})
+		time.Sleep(2 * time.Second)
+		w.set(func() { w.refused = "proxy p rejected it: regex too complex" })
+		wr.Acked()
+		synctest.Wait()
+		if c, writes := w.programmed(t); writes != 2 || c.Reason != "Rejected" {
+			t.Errorf("%d writes, %+v", writes, c)
+		}
+		wr.Acked()
+		time.Sleep(3 * time.Second)
+		if _, writes := w.programmed(t); writes != 2 {
+			t.Errorf("%d writes of the same refusal", writes)
+		}
+	})
+}
+
+func TestMarksOfQuietObjectsAreForgotten(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		w.set(func() { w.acked = 2 })
+		wr.Touch([]record.Key{key})
+		time.Sleep(2 * interval)
+		wr.Acked()
+		synctest.Wait()
+		wr.mu.Lock()
+		defer wr.mu.Unlock()
+		if n := len(wr.lanes["c"].dirty); n != 0 {
+			t.Errorf("%d marks are kept for ever", n)
 		}
 	})
 }

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -20,6 +22,7 @@ import (
 const (
 	settle   = 300 * time.Millisecond // the first write of a change waits this long for ACKs, so that a healthy change is one write
 	interval = time.Second            // then at most one write for each object and second
+	parallel = 8                      // writes under way in one member cluster
 )
 
 // Facts is what the writer reads; all methods may be called from any goroutine.
@@ -29,11 +32,14 @@ type Facts interface {
 	Class(record.Key) (assemble.ClassStatus, bool)
 	// Converged tells how far a fleet is with an index; part names the record whose rejection counts, "" = any listener's.
 	Converged(fleet string, index uint64, part record.Key) Convergence
+	// Reached is the index up to which every proxy of a fleet that counts has ACKed what it was sent (0 where none counts, the highest number where
+	// all have ACKed all), and whether one of them rejects something. It is asked once for a fleet in each pass, however many objects wait for it.
+	Reached(fleet string) (index uint64, rejects bool)
 	Addresses(cluster string) []string
 	Source(cluster string) member.Source
 }
 
-// Writer writes status while its Run runs: on the leader.
+// Writer writes status while its Run runs: on the leader. Each member cluster has a lane of its own, so that a slow API server delays nobody else's status.
 type Writer struct {
 	Facts       Facts
 	Controllers []string
@@ -41,8 +47,15 @@ type Writer struct {
 	Now         func() time.Time
 	Written     func() // counts writes, may be nil
 
-	mu    sync.Mutex
+	mu     sync.Mutex
+	lanes  map[string]*lane
+	opened chan struct{}
+}
+
+// lane is the work of one member cluster.
+type lane struct {
 	dirty map[record.Key]*mark
+	acked bool // ACKs came in since the last pass
 	wake  chan struct{}
 }
 
@@ -50,189 +63,270 @@ type Writer struct {
 type mark struct {
 	since time.Time // first said so
 	last  time.Time // last write
-	watch bool      // not converged: look again when ACKs come
+	waits []wait    // not live there yet: it is looked at again when they have ACKed it
 	due   bool
+}
+
+// wait is a fleet, and the index that it has to reach.
+type wait struct {
+	fleet string
+	index uint64
 }
 
 // NewWriter makes a writer; Run starts it.
 func NewWriter(f Facts, controllers []string, log *slog.Logger) *Writer {
-	return &Writer{Facts: f, Controllers: controllers, Logger: log, Now: time.Now, dirty: map[record.Key]*mark{}, wake: make(chan struct{}, 1)}
+	return &Writer{Facts: f, Controllers: controllers, Logger: log, Now: time.Now, lanes: map[string]*lane{}, opened: make(chan struct{}, 1)}
 }
 
 // Touch says that the statuses of these records may differ now.
 func (w *Writer) Touch(keys []record.Key) {
-	if len(keys) == 0 {
-		return
-	}
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, k := range keys {
-		m := w.dirty[k]
+		l := w.lanes[k.Cluster]
+		if l == nil {
+			l = &lane{dirty: map[record.Key]*mark{}, wake: make(chan struct{}, 1)}
+			w.lanes[k.Cluster] = l
+			signal(w.opened)
+		}
+		m := l.dirty[k]
 		if m == nil {
 			m = &mark{}
-			w.dirty[k] = m
+			l.dirty[k] = m
 		}
 		if !m.due {
 			m.due, m.since = true, w.Now()
 		}
+		signal(l.wake)
 	}
-	w.mu.Unlock()
-	w.signal()
 }
 
 // Acked says that ACKs came in: objects that wait for some are looked at again.
-func (w *Writer) Acked() { w.signal() }
+func (w *Writer) Acked() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range w.lanes {
+		l.acked = true
+		signal(l.wake)
+	}
+}
 
-func (w *Writer) signal() {
+func signal(c chan struct{}) {
 	select {
-	case w.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
 // Run writes until ctx ends.
 func (w *Writer) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	running := map[string]bool{}
 	for {
-		next := w.pass(ctx)
-		timer := time.NewTimer(next)
+		w.mu.Lock()
+		for cluster, l := range w.lanes {
+			if !running[cluster] {
+				running[cluster], l.acked = true, true
+				wg.Go(func() { w.run(ctx, l) })
+			}
+		}
+		w.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.opened:
+		}
+	}
+}
+
+// run writes what is due in one lane until ctx ends.
+func (w *Writer) run(ctx context.Context, l *lane) {
+	for {
+		timer := time.NewTimer(w.pass(ctx, l))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return
-		case <-w.wake:
+		case <-l.wake:
 		case <-timer.C:
 		}
 		timer.Stop()
 	}
 }
 
-// pass looks at every object that is due or watched; it gives the time until something is due again.
-func (w *Writer) pass(ctx context.Context) time.Duration {
+// pass considers every object whose time may have come; it gives the time until something is due again.
+func (w *Writer) pass(ctx context.Context, l *lane) time.Duration {
+	var mu sync.Mutex
 	next := time.Minute
-	for _, k := range w.candidates() {
+	var under errgroup.Group
+	under.SetLimit(parallel)
+	for _, k := range w.candidates(l) {
 		if ctx.Err() != nil {
-			return next
+			break
 		}
-		if wait := w.consider(ctx, k); wait > 0 {
-			next = min(next, wait)
-		}
+		under.Go(func() error {
+			if wait := w.consider(ctx, l, k); wait > 0 {
+				mu.Lock()
+				next = min(next, wait)
+				mu.Unlock()
+			}
+			return nil
+		})
 	}
+	_ = under.Wait() // its functions give no errors
 	return next
 }
 
-func (w *Writer) candidates() []record.Key {
+// candidates are the objects that were touched, and of those that wait for ACKs the ones that wait no longer. Marks that nothing needs are forgotten.
+func (w *Writer) candidates(l *lane) []record.Key {
+	moved := w.moved()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	acked := l.acked
+	l.acked = false
 	var out []record.Key
-	for k, m := range w.dirty {
-		if m.due || m.watch {
+	for k, m := range l.dirty {
+		switch {
+		case m.due || acked && slices.ContainsFunc(m.waits, moved):
 			out = append(out, k)
+		case len(m.waits) == 0 && w.Now().Sub(m.last) > interval:
+			delete(l.dirty, k)
 		}
 	}
 	return out
 }
 
-// consider writes one object if its time has come; it gives how long to wait where it has not.
-func (w *Writer) consider(ctx context.Context, k record.Key) time.Duration {
-	now := w.Now()
-	want, live, known := w.compose(k)
-	w.mu.Lock()
-	m := w.dirty[k]
-	if !known {
-		delete(w.dirty, k)
-		w.mu.Unlock()
-		return 0
+// moved tells whether a wait may be over: its fleet has reached the index, or rejects something.
+func (w *Writer) moved() func(wait) bool {
+	type reach struct {
+		index   uint64
+		rejects bool
 	}
-	wait := time.Duration(0)
-	if !live && m.due {
-		wait = settle - now.Sub(m.since)
+	known := map[string]reach{}
+	return func(x wait) bool {
+		r, ok := known[x.fleet]
+		if !ok {
+			r.index, r.rejects = w.Facts.Reached(x.fleet)
+			known[x.fleet] = r
+		}
+		return r.rejects || r.index >= x.index
 	}
-	if m.last.After(time.Time{}) {
-		wait = max(wait, interval-now.Sub(m.last))
-	}
-	if !live && m.watch && !m.due { // a changed count alone causes no write
-		w.mu.Unlock()
-		return 0
-	}
-	if wait > 0 {
-		w.mu.Unlock()
-		return wait
-	}
-	m.due, m.watch = false, !live
-	w.mu.Unlock()
-	wrote, err := w.write(ctx, k, want)
-	if err != nil {
-		w.again(k, err)
-		return interval
-	}
-	if wrote {
-		w.mu.Lock()
-		m.last = now
-		w.mu.Unlock()
-	}
-	return 0
 }
 
-func (w *Writer) again(k record.Key, err error) {
+// consider writes one object if its time has come; it gives how long to wait where it has not.
+func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Duration {
+	want, known := w.compose(k)
+	now := w.Now()
+	w.mu.Lock()
+	m := l.dirty[k]
+	if !known {
+		delete(l.dirty, k)
+		w.mu.Unlock()
+		return 0
+	}
+	pause := time.Duration(0)
+	switch {
+	case m.due && !want.rejected && (len(want.waits) > 0 || want.pending):
+		pause = settle - now.Sub(m.since)
+	case !m.due && len(want.waits) > 0 && !want.rejected: // a changed count alone causes no write
+		w.mu.Unlock()
+		return 0
+	}
+	if !m.last.IsZero() {
+		pause = max(pause, interval-now.Sub(m.last))
+	}
+	if pause > 0 {
+		m.due = true
+		w.mu.Unlock()
+		return pause
+	}
+	m.due, m.waits = false, want.waits
+	w.mu.Unlock()
+	wrote, err := w.write(ctx, k, want)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if m := w.dirty[k]; m != nil {
-		m.due = true
+	if wrote {
+		m.last = now
 	}
+	if err == nil {
+		return 0
+	}
+	m.due = true
 	if !errors.Is(err, member.ErrConflict) {
 		w.Logger.Warn("status not written, it is tried again", "object", fmt.Sprintf("%s %s/%s", k.Kind, k.Namespace, k.Name), "err", err)
 	}
+	return interval
 }
 
 // composed makes the status once the present one has been read.
 type composed struct {
-	object record.Object
-	with   func(present []byte, now metav1.Time) (any, error)
+	object   record.Object
+	waits    []wait // fleets that do not run it yet
+	pending  bool   // what it refers to is not there yet
+	rejected bool   // a proxy refuses it: that is told without waiting for the others
+	with     func(present []byte, now metav1.Time) (any, error)
 }
 
-// compose gives how to make the status of a record's object, and whether it is live everywhere.
-func (w *Writer) compose(k record.Key) (composed, bool, bool) {
+// compose gives how to make the status of a record's object; false where there is no such object.
+func (w *Writer) compose(k record.Key) (composed, bool) {
 	switch k.Kind {
 	case record.KindGateway:
-		s, ok := w.Facts.Gateway(k)
-		if !ok {
-			return composed{}, false, false
-		}
-		c := w.Facts.Converged(record.FleetName(k.Cluster, k.Namespace, k.Name), s.Index, k)
-		return composed{s.Object, func(present []byte, now metav1.Time) (any, error) {
-			var p gatewayv1.GatewayStatus
-			err := json.Unmarshal(present, &p)
-			return Gateway(s, w.Facts.Addresses(k.Cluster), c, now, p), err
-		}}, c.Live() || !s.Valid, true
+		return w.gateway(k)
 	case record.KindRoute:
-		s, ok := w.Facts.Route(k)
-		if !ok {
-			return composed{}, false, false
-		}
-		converge := func(fleet string) Convergence { return w.Facts.Converged(fleet, s.Index, k) }
-		live := s.Pending == "" || s.Rejected // a rejection is final: nothing to wait for
-		for _, p := range s.Parents {
-			live = live && (!p.Attached || s.Rejected || converge(p.Fleet).Live())
-		}
-		return composed{s.Object, func(present []byte, now metav1.Time) (any, error) {
-			var p gatewayv1.RouteStatus
-			err := json.Unmarshal(present, &p)
-			return Route(s, converge, now, p, w.ours), err
-		}}, live, true
+		return w.route(k)
 	case record.KindClass:
 		return w.class(k)
 	}
-	return composed{}, false, false
+	return composed{}, false
+}
+
+func (w *Writer) gateway(k record.Key) (composed, bool) {
+	s, ok := w.Facts.Gateway(k)
+	fleet := record.FleetName(k.Cluster, k.Namespace, k.Name)
+	c := w.Facts.Converged(fleet, s.Index, k)
+	out := composed{object: s.Object, rejected: c.Rejected != "", with: func(present []byte, now metav1.Time) (any, error) {
+		var p gatewayv1.GatewayStatus
+		err := json.Unmarshal(present, &p)
+		return Gateway(s, w.Facts.Addresses(k.Cluster), c, now, p), err
+	}}
+	if s.Valid && !c.Live() {
+		out.waits = []wait{{fleet, s.Index}}
+	}
+	return out, ok
+}
+
+func (w *Writer) route(k record.Key) (composed, bool) {
+	s, ok := w.Facts.Route(k)
+	fleets := map[string]Convergence{}
+	for _, p := range s.Parents {
+		if _, seen := fleets[p.Fleet]; p.Attached && !seen {
+			fleets[p.Fleet] = w.Facts.Converged(p.Fleet, s.Index, k)
+		}
+	}
+	out := composed{object: s.Object, pending: s.Pending != "", rejected: s.Rejected, with: func(present []byte, now metav1.Time) (any, error) {
+		var p gatewayv1.RouteStatus
+		err := json.Unmarshal(present, &p)
+		return Route(s, func(fleet string) Convergence { return fleets[fleet] }, now, p, w.ours), err
+	}}
+	for fleet, c := range fleets {
+		out.rejected = out.rejected || c.Rejected != ""
+		if !c.Live() && !s.Rejected { // a rejection is final: nothing to wait for
+			out.waits = append(out.waits, wait{fleet, s.Index})
+		}
+	}
+	return out, ok
 }
 
 // class claims a GatewayClass.
-func (w *Writer) class(k record.Key) (composed, bool, bool) {
+func (w *Writer) class(k record.Key) (composed, bool) {
 	s, ok := w.Facts.Class(k)
-	return composed{s.Object, func(present []byte, now metav1.Time) (any, error) {
+	return composed{object: s.Object, with: func(present []byte, now metav1.Time) (any, error) {
 		var p gatewayv1.GatewayClassStatus
 		err := json.Unmarshal(present, &p)
 		p.Conditions = merge(p.Conditions, s.Conditions, now)
 		return p, err
-	}}, true, ok
+	}}, ok
 }
 
 func (w *Writer) ours(c gatewayv1.GatewayController) bool {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -454,6 +455,16 @@ func (r *replica) catchUp(ctx context.Context, _ string) error {
 func (r *replica) Converged(fleet string, index uint64, part record.Key) status.Convergence {
 	row, _ := r.db.Fleet(fleet)
 	return r.acks.converged(fleet, r.pipe.due(fleet, index), part, row.Proxies)
+}
+
+// Reached tells how far a whole fleet is: beyond its last change there is nothing to ACK.
+func (r *replica) Reached(fleet string) (uint64, bool) {
+	row, _ := r.db.Fleet(fleet)
+	index, rejects := r.acks.reached(fleet, row.Proxies)
+	if index >= r.pipe.due(fleet, math.MaxUint64) && index > 0 {
+		index = math.MaxUint64
+	}
+	return index, rejects
 }
 
 // Gateway passes on what is assembled.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -182,13 +183,7 @@ func (a *acks) converged(fleet string, index uint64, part record.Key, counting [
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	known := a.proxies[fleet]
-	if counting == nil {
-		for name, r := range known {
-			if r.Connected || a.now().Sub(r.at) < seenFor {
-				counting = append(counting, name)
-			}
-		}
-	}
+	counting = a.counting(known, counting)
 	out := status.Convergence{Counted: len(counting), Settled: true}
 	id := assemble.PartID(part)
 	for _, name := range counting {
@@ -203,6 +198,36 @@ func (a *acks) converged(fleet string, index uint64, part record.Key, counting [
 		}
 	}
 	return out
+}
+
+// counting gives the proxies that count: those of the fleet's row, or where there is none those seen lately. The caller holds mu.
+func (a *acks) counting(known map[string]proxyReport, row []string) []string {
+	if row != nil {
+		return row
+	}
+	for name, r := range known {
+		if r.Connected || a.now().Sub(r.at) < seenFor {
+			row = append(row, name)
+		}
+	}
+	return row
+}
+
+// reached is the index that every proxy of a fleet that counts has ACKed, and whether one of them rejects something.
+func (a *acks) reached(fleet string, row []string) (index uint64, rejects bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	known := a.proxies[fleet]
+	counting := a.counting(known, row)
+	if len(counting) == 0 {
+		return 0, false
+	}
+	index = math.MaxUint64
+	for _, name := range counting {
+		index = min(index, known[name].Acked)
+		rejects = rejects || len(known[name].Rejected) > 0
+	}
+	return index, rejects
 }
 
 // rejected is one version of a resource that a fleet refuses, with the records that may be to blame.
