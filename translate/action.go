@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -20,15 +19,15 @@ type action struct {
 	rewrite           *gatewayv1.HTTPURLRewriteFilter
 	mirrors           []*routev3.RouteAction_RequestMirrorPolicy
 	cors              *anypb.Any
-	clusters          []*routev3.WeightedCluster_ClusterWeight // empty: nothing to forward to, 500
-	timeout           time.Duration                            // 0 = none
+	shares            []share       // empty: nothing to forward to, 500
+	timeout           time.Duration // 0 = none
 	retry             *routev3.RetryPolicy
 }
 
 // decide makes the rule's action, nil where it must answer 500 because of a problem that it then has noted.
 func (r *ruleCompiler) decide() *action {
 	a := &action{}
-	ok := r.filters(a)
+	ok := r.filters(r.rule.Filters, a, r.refuse)
 	if r.rule.SessionPersistence != nil {
 		r.refuse("UnsupportedValue", "sessionPersistence is not supported: remove it")
 		ok = false
@@ -38,8 +37,7 @@ func (r *ruleCompiler) decide() *action {
 		ok = false
 	}
 	if a.redirect == nil {
-		a.clusters = r.forward()
-		a.foldHeaders()
+		a.shares = r.forward()
 	}
 	if !ok {
 		r.backends = nil
@@ -48,30 +46,30 @@ func (r *ruleCompiler) decide() *action {
 	return a
 }
 
-// filters reads the rule's filters in their order.
-func (r *ruleCompiler) filters(a *action) bool {
+// filters reads the filters of a rule or of one backend in their order; what cannot be honoured is told to refuse.
+func (r *ruleCompiler) filters(filters []gatewayv1.HTTPRouteFilter, a *action, refuse func(reason, message string)) bool {
 	ok := true
-	for i := range r.rule.Filters {
-		f := &r.rule.Filters[i]
+	for i := range filters {
+		f := &filters[i]
 		read, known := filterReaders[f.Type]
 		if !known {
-			r.refuse("UnsupportedValue", fmt.Sprintf("filter %s is not supported: remove it", f.Type))
+			refuse("UnsupportedValue", fmt.Sprintf("filter %s is not supported: remove it", f.Type))
 			ok = false
 			continue
 		}
 		if reason, err := read(r, f, a); err != nil {
-			r.refuse(reason, fmt.Sprintf("filter %s: %v", f.Type, err))
+			refuse(reason, fmt.Sprintf("filter %s: %v", f.Type, err))
 			ok = false
 		}
 	}
 	if a.redirect != nil && a.rewrite != nil {
-		r.refuse("IncompatibleFilters", "RequestRedirect and URLRewrite exclude each other: remove one")
+		refuse("IncompatibleFilters", "RequestRedirect and URLRewrite exclude each other: remove one")
 		ok = false
 	}
 	return ok
 }
 
-// filterReaders is the table of the filters of a rule: each reads itself into the action.
+// filterReaders is the table of filters: each reads itself into the action.
 var filterReaders = map[gatewayv1.HTTPRouteFilterType]func(*ruleCompiler, *gatewayv1.HTTPRouteFilter, *action) (reason string, err error){
 	gatewayv1.HTTPRouteFilterRequestHeaderModifier: func(_ *ruleCompiler, f *gatewayv1.HTTPRouteFilter, a *action) (reason string, err error) {
 		a.request, err = modify(f.RequestHeaderModifier)
@@ -215,8 +213,8 @@ func (r *ruleCompiler) timeouts(a *action) error {
 	return nil
 }
 
-// defaultAttempts is how often a rule with a retry stanza retries that does not say how often.
-const defaultAttempts = 2
+// defaultAttempts is how often a rule with a retry stanza retries that does not say how often (GEP-1731).
+const defaultAttempts = 1
 
 func retry(in *gatewayv1.HTTPRouteRetry, perTry time.Duration) (*routev3.RetryPolicy, error) {
 	attempts := defaultAttempts
@@ -248,90 +246,6 @@ func duration(field string, d *gatewayv1.Duration) (time.Duration, error) {
 	return out, nil
 }
 
-// maxWeight is the API's own limit: Envoy rejects weights whose sum overflows.
-const maxWeight = 1_000_000
-
-// forward gives the weighted clusters, with the invalid cluster in place of what cannot be used; nothing where no valid one has weight.
-func (r *ruleCompiler) forward() []*routev3.WeightedCluster_ClusterWeight {
-	var out []*routev3.WeightedCluster_ClusterWeight
-	valid := uint32(0)
-	for i := range r.rule.BackendRefs {
-		ref := &r.rule.BackendRefs[i]
-		weight := uint32(1)
-		if ref.Weight != nil {
-			weight = uint32(min(max(*ref.Weight, 0), maxWeight))
-		}
-		cluster, ok := r.share(ref, weight)
-		if ok {
-			valid += weight
-		}
-		out = append(out, cluster)
-	}
-	if valid == 0 {
-		return nil
-	}
-	return out
-}
-
-// share gives one backend's part; ok is false for one that answers 500.
-func (r *ruleCompiler) share(ref *gatewayv1.HTTPBackendRef, weight uint32) (*routev3.WeightedCluster_ClusterWeight, bool) {
-	invalid := envoy.Weighted(InvalidCluster, weight)
-	key, problem := resolveBackend(r.view, r.spec.object, ref.BackendObjectReference, r.spec.consumer)
-	if problem != nil {
-		r.note(problem)
-		return invalid, false
-	}
-	out := envoy.Weighted(record.ClusterName(key), weight)
-	if err := backendFilters(ref.Filters, out); err != nil {
-		r.note(&record.Problem{Condition: "PartiallyInvalid", Reason: "UnsupportedValue", Message: fmt.Sprintf("backend %s: %v", ref.Name, err)})
-		return invalid, false
-	}
-	r.use(key)
-	return out, true
-}
-
-// foldHeaders moves the rule's header changes into the shares of its backends where one of them has changes of its own: to Envoy a route's
-// changes come after a share's (and most_specific_header_mutations_wins does not change that), to the Gateway API the rule comes first.
-func (a *action) foldHeaders() {
-	if !slices.ContainsFunc(a.clusters, changesHeaders) {
-		return
-	}
-	for _, c := range a.clusters {
-		request := a.request.then(headerOps{c.RequestHeadersToAdd, c.RequestHeadersToRemove})
-		response := a.response.then(headerOps{c.ResponseHeadersToAdd, c.ResponseHeadersToRemove})
-		c.RequestHeadersToAdd, c.RequestHeadersToRemove = request.add, request.remove
-		c.ResponseHeadersToAdd, c.ResponseHeadersToRemove = response.add, response.remove
-	}
-	a.request, a.response = headerOps{}, headerOps{}
-}
-
-func changesHeaders(c *routev3.WeightedCluster_ClusterWeight) bool {
-	return len(c.RequestHeadersToAdd)+len(c.RequestHeadersToRemove)+len(c.ResponseHeadersToAdd)+len(c.ResponseHeadersToRemove) > 0
-}
-
-// backendFilters puts the filters of one backend into its cluster's share: only those on headers fit there.
-func backendFilters(filters []gatewayv1.HTTPRouteFilter, out *routev3.WeightedCluster_ClusterWeight) error {
-	for _, f := range filters {
-		switch f.Type {
-		case gatewayv1.HTTPRouteFilterRequestHeaderModifier:
-			ops, err := modify(f.RequestHeaderModifier)
-			if err != nil {
-				return err
-			}
-			out.RequestHeadersToAdd, out.RequestHeadersToRemove = ops.add, ops.remove
-		case gatewayv1.HTTPRouteFilterResponseHeaderModifier:
-			ops, err := modify(f.ResponseHeaderModifier)
-			if err != nil {
-				return err
-			}
-			out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = ops.add, ops.remove
-		default:
-			return fmt.Errorf("filter %s is not supported for a single backend: move it to the rule", f.Type)
-		}
-	}
-	return nil
-}
-
 // use notes a backend that the rule's bytes name.
 func (r *ruleCompiler) use(key record.Key) {
 	for _, k := range r.backends {
@@ -344,13 +258,14 @@ func (r *ruleCompiler) use(key record.Key) {
 
 // route makes the Envoy route of a match, for a listener at a scheme and port (zero = any).
 func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTPRouteMatch, at schemePort) *routev3.Route {
+	clusters, request, response := a.weighted()
 	out := &routev3.Route{
 		Name:                    name,
 		Match:                   match,
-		RequestHeadersToAdd:     a.request.add,
-		RequestHeadersToRemove:  a.request.remove,
-		ResponseHeadersToAdd:    a.response.add,
-		ResponseHeadersToRemove: a.response.remove,
+		RequestHeadersToAdd:     request.add,
+		RequestHeadersToRemove:  request.remove,
+		ResponseHeadersToAdd:    response.add,
+		ResponseHeadersToRemove: response.remove,
 	}
 	if a.cors != nil {
 		out.TypedPerFilterConfig = map[string]*anypb.Any{envoy.CORSFilter: a.cors}
@@ -358,16 +273,16 @@ func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTP
 	switch {
 	case a.redirect != nil:
 		out.Action = envoy.Redirect(redirection(a.redirect, pathValue(m), at))
-	case len(a.clusters) == 0:
+	case len(clusters) == 0:
 		out.Action = envoy.DirectResponse(500)
 	default:
-		out.Action = &routev3.Route_Route{Route: a.forwardAction(pathValue(m))}
+		out.Action = &routev3.Route_Route{Route: a.forwardAction(clusters, pathValue(m))}
 	}
 	return out
 }
 
-func (a *action) forwardAction(matched string) *routev3.RouteAction {
-	out := envoy.Forward(a.clusters, a.timeout)
+func (a *action) forwardAction(clusters []*routev3.WeightedCluster_ClusterWeight, matched string) *routev3.RouteAction {
+	out := envoy.Forward(clusters, a.timeout)
 	out.RetryPolicy = a.retry
 	out.RequestMirrorPolicies = a.mirrors
 	if a.rewrite == nil {

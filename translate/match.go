@@ -116,15 +116,21 @@ func routeMatch(m *gatewayv1.HTTPRouteMatch, grpc bool) *routev3.RouteMatch {
 	return out
 }
 
-// preflightMatch matches the CORS preflights of a match that names a method.
+// hidesPreflights tells whether a match keeps out the CORS preflights of the requests that it takes: those are OPTIONS requests without the headers.
+func hidesPreflights(m *gatewayv1.HTTPRouteMatch) bool {
+	return len(m.Headers) > 0 || m.Method != nil && *m.Method != gatewayv1.HTTPMethodOptions
+}
+
+// preflightMatch matches the CORS preflights of the requests that a match takes.
 func preflightMatch(m *gatewayv1.HTTPRouteMatch) *routev3.RouteMatch {
 	plain := *m
 	plain.Method, plain.Headers = nil, nil
 	out := routeMatch(&plain, false)
-	out.Headers = []*routev3.HeaderMatcher{
-		envoy.MethodIs("OPTIONS"),
-		envoy.HeaderPresent("origin"),
-		envoy.HeaderIs("access-control-request-method", string(*m.Method)),
+	out.Headers = []*routev3.HeaderMatcher{envoy.MethodIs("OPTIONS"), envoy.HeaderPresent("origin")}
+	if m.Method != nil {
+		out.Headers = append(out.Headers, envoy.HeaderIs("access-control-request-method", string(*m.Method)))
+	} else {
+		out.Headers = append(out.Headers, envoy.HeaderPresent("access-control-request-method"))
 	}
 	return out
 }

@@ -169,20 +169,36 @@ func (r *ruleCompiler) compile() record.Rule {
 	return out
 }
 
-// compileMatch makes the Envoy routes of one match: one, and before it one for preflights where CORS and a method meet.
+// compileMatch makes the Envoy routes of one match: for each branch one, and before it one for preflights that the match would keep out.
 func (r *ruleCompiler) compileMatch(i int, m *gatewayv1.HTTPRouteMatch, does *action, ok bool) []record.Match {
+	if !ok || does == nil {
+		return r.bytes(r.base(m, strconv.Itoa(i)), routeMatch(m, r.spec.grpc), nil, m)
+	}
 	var out []record.Match
-	match := routeMatch(m, r.spec.grpc)
-	base := record.Match{Sort: sortKey(m, r.spec.grpc), Name: r.name(strconv.Itoa(i))}
-	if ok && does != nil && does.cors != nil && m.Method != nil && *m.Method != gatewayv1.HTTPMethodOptions {
-		preflight := base
-		preflight.Name = r.name(strconv.Itoa(i) + "-preflight")
-		out = append(out, r.bytes(preflight, preflightMatch(m), does, m)...)
+	branches := does.branches()
+	for _, b := range branches {
+		if b.cors != nil && hidesPreflights(m) {
+			base := r.base(m, strconv.Itoa(i)+b.name+"-preflight")
+			out = append(out, r.bytes(base, b.narrow(preflightMatch(m)), b.action, m)...)
+		}
 	}
-	if !ok {
-		does = nil
+	for _, b := range branches {
+		base := r.base(m, strconv.Itoa(i)+b.name)
+		out = append(out, r.bytes(base, b.narrow(routeMatch(m, r.spec.grpc)), b.action, m)...)
 	}
-	return append(out, r.bytes(base, match, does, m)...)
+	return out
+}
+
+func (r *ruleCompiler) base(m *gatewayv1.HTTPRouteMatch, name string) record.Match {
+	return record.Match{Sort: sortKey(m, r.spec.grpc), Name: r.name(name)}
+}
+
+// narrow restricts a match to a branch's part of the requests.
+func (b branch) narrow(m *routev3.RouteMatch) *routev3.RouteMatch {
+	if b.part != nil {
+		m.RuntimeFraction = envoy.PerMillion(*b.part)
+	}
+	return m
 }
 
 // bytes fills in a match's Envoy route and its variants. What validation rejects answers 500; a match that even so is rejected is left out.

@@ -163,14 +163,18 @@ func substitute(expr, with string) *PathRewrite {
 // escapeSubstitution keeps a backslash a character: to RE2 it begins a group reference.
 func escapeSubstitution(s string) string { return strings.ReplaceAll(s, `\`, `\\`) }
 
-// Retry retries failed attempts, elsewhere where it can. Time-outs of a try need "reset" in the conditions; codes alone do not cover them.
+// retryOn are the failures after which a request is retried whatever it is: the backend has not begun to work on it.
+const retryOn = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
+
+// Retry retries failed attempts, elsewhere where it can. A try that timed out (perTry, 0 = none) is retried too, which to Envoy is a "reset";
+// codes do not cover it, not even 504.
 func Retry(attempts uint32, codes []uint32, backoff, perTry time.Duration) (*routev3.RetryPolicy, error) {
 	predicate, err := Any(&previoushostsv3.PreviousHostsPredicate{})
 	if err != nil {
 		return nil, err
 	}
 	p := &routev3.RetryPolicy{
-		RetryOn:              "reset,connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+		RetryOn:              retryOn,
 		NumRetries:           wrapperspb.UInt32(attempts),
 		RetriableStatusCodes: codes,
 		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
@@ -183,7 +187,7 @@ func Retry(attempts uint32, codes []uint32, backoff, perTry time.Duration) (*rou
 		p.RetryBackOff = &routev3.RetryPolicy_RetryBackOff{BaseInterval: durationpb.New(backoff)}
 	}
 	if perTry > 0 {
-		p.PerTryTimeout = durationpb.New(perTry)
+		p.RetryOn, p.PerTryTimeout = "reset,"+retryOn, durationpb.New(perTry)
 	}
 	return p, nil
 }
