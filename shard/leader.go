@@ -12,6 +12,10 @@ import (
 // Silence is how long a session may be silent before its rows move (D3). The epoch is the fence, so no lease is needed.
 const Silence = 2 * time.Second
 
+// checkEvery is after how many log entries the leader has the replicas compare their state hashes: one that differs (a defect, a flipped bit, a disk that
+// lies) stops with an error before it serves the difference for long.
+const checkEvery = 1000
+
 // Heartbeat is what every session tells the leader, twice a second, in the leader's memory only.
 type Heartbeat struct {
 	Session string
@@ -30,6 +34,8 @@ type Leader struct {
 	Expect   func() int // how many replicas the group has: the first cut waits a moment for them
 	Logger   *slog.Logger
 	Now      func() time.Time
+
+	checked uint64 // index of the last comparison of state hashes; Run's own
 
 	mu   sync.Mutex
 	seen map[string]seen
@@ -91,6 +97,7 @@ func (l *Leader) Run(ctx context.Context) {
 		if len(live) >= l.Expect() || l.Now().Sub(started) > time.Second {
 			l.step(ctx, live)
 		}
+		l.check(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -133,4 +140,17 @@ func (l *Leader) step(ctx context.Context, live map[string]Heartbeat) {
 		return
 	}
 	l.Logger.Info("shard table changed", "version", res.Table, "rows", len(cmd.Rows), "deleted", len(cmd.Delete))
+}
+
+// check has the replicas compare their state hashes, once in checkEvery entries.
+func (l *Leader) check(ctx context.Context) {
+	index, hash := l.Store.StateHash()
+	if index < l.checked+checkEvery {
+		return
+	}
+	if _, err := l.Proposer.Propose(ctx, store.Command{Check: &store.CheckCommand{Index: index, Hash: hash}}); err != nil {
+		l.Logger.Debug("state hashes were not compared; it is tried again", "err", err)
+		return
+	}
+	l.checked = index
 }
