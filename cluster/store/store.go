@@ -406,6 +406,19 @@ func (s *Store) Identity(cluster, kind, namespace, name string) (Identity, bool)
 	return id, ok
 }
 
+// Identities lists the objects of a member cluster that have an identity, in no order.
+func (s *Store) Identities(cluster string) []Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []Key
+	for k := range s.mem.identities {
+		if k.Cluster == cluster {
+			out = append(out, Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: k.Kind, Name: k.Name})
+		}
+	}
+	return out
+}
+
 // ClusterID is the group's id, "" before bootstrap.
 func (s *Store) ClusterID() string {
 	s.mu.RLock()

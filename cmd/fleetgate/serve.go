@@ -235,7 +235,10 @@ func (r *replica) follow(c clusterConfig, run func(string, func(context.Context)
 		return fmt.Errorf("member cluster %s: %w", c.Name, err)
 	}
 	r.sources[c.Name] = src
+	identities := identifier{r}
 	run("member cluster "+c.Name, func(ctx context.Context) error {
+		live := map[store.Key]bool{}
+		pruned := false
 		err := src.Run(ctx, func(events []member.Event, synced bool) {
 			out := make([]translate.Event, len(events))
 			for i, e := range events {
@@ -245,6 +248,10 @@ func (r *replica) follow(c clusterConfig, run func(string, func(context.Context)
 				}
 			}
 			r.manager.Observe(c.Name, out, synced)
+			observe(live, events)
+			if synced && !pruned && r.group.IsLeader() && len(src.Problems()) == 0 {
+				pruned = identities.prune(ctx, c.Name, live)
+			}
 		})
 		if ctx.Err() != nil {
 			return nil
@@ -503,56 +510,6 @@ func (r *replica) touchClasses() {
 	for _, c := range records {
 		r.status.Touch([]record.Key{shard.RecordKey(c.Key)})
 	}
-}
-
-// identifier gives identities to directory objects: the leader proposes what it sees, the others wait until the same has been committed (D12).
-type identifier struct{ r *replica }
-
-// Identify implements member.Identifier.
-func (i identifier) Identify(ctx context.Context, cluster string, seen []store.IdentityObservation) ([]store.Identity, error) {
-	events, cancel := i.r.db.Subscribe()
-	defer cancel()
-	retry := time.NewTicker(250 * time.Millisecond)
-	defer retry.Stop()
-	for {
-		ids, missing := i.known(cluster, seen)
-		if len(missing) == 0 {
-			return ids, nil
-		}
-		if i.r.group.IsLeader() {
-			for start := 0; start < len(missing); start += 1000 {
-				part := missing[start:min(start+1000, len(missing))]
-				if _, err := i.r.group.Propose(ctx, store.Command{Identity: &store.IdentityCommand{Cluster: cluster, Now: time.Now().Unix(), Objects: part}}); err != nil && ctx.Err() != nil {
-					return nil, ctx.Err()
-				}
-			}
-			if _, missing = i.known(cluster, seen); len(missing) == 0 {
-				continue
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for the identities of %d objects to be committed: %w", len(missing), ctx.Err())
-		case <-events:
-		case <-retry.C:
-		}
-	}
-}
-
-func (i identifier) known(cluster string, seen []store.IdentityObservation) ([]store.Identity, []store.IdentityObservation) {
-	ids := make([]store.Identity, len(seen))
-	var missing []store.IdentityObservation
-	for n, o := range seen {
-		id, ok := i.r.db.Identity(cluster, o.Kind, o.Namespace, o.Name)
-		if o.SpecHash == "" && !i.r.group.IsLeader() {
-			continue // a leader that never saw the object will not delete its identity: nobody may wait for that
-		}
-		if ok != (o.SpecHash != "") || id.SpecHash != o.SpecHash {
-			missing = append(missing, o)
-		}
-		ids[n] = id
-	}
-	return ids, missing
 }
 
 func (r *replica) groupConfig(certs *pki.Source) group.Config {
