@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,29 +13,14 @@ import (
 func newGatewayCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "gateway", Aliases: []string{"gateways", "gtw"}, Short: "Gateways and how far their fleets are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newGatewayList(a), newGatewayShow(a))
+	cmd.AddCommand(gateways().command(a), newGatewayShow(a))
 	return cmd
 }
 
-func newGatewayList(a *asking) *cobra.Command {
-	var f listFlags
-	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List Gateways", Args: cobra.NoArgs}
-	f.add(cmd, "json, yaml, wide")
-	f.addFilters(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.ask(cmd.Context())
-		if err != nil {
-			return err
-		}
-		list := gatewayList{APIVersion: apiVersion, Kind: "GatewayList", Items: []gatewayView{}}
-		for _, g := range v.Gateways {
-			if f.wants(g.Cluster, g.Namespace) {
-				list.Items = append(list.Items, g)
-			}
-		}
-		return printList(a.out, f.format, list, gatewayTable(list.Items, a.now(), f.namespace == ""), "No Gateways found.")
-	}
-	return cmd
+// gateways are listed with the columns of `kubectl get gateway`.
+func gateways() listing[gatewayView] {
+	return listing[gatewayView]{kind: "GatewayList", what: "Gateways", namespaced: true, of: func(v view) []gatewayView { return v.Gateways },
+		at: func(g gatewayView) (string, string) { return g.Cluster, g.Namespace }, table: gatewayTable}
 }
 
 // gatewayTable has the columns of `kubectl get gateway`; namespaces only where there may be several.
@@ -70,16 +56,11 @@ func newGatewayShow(a *asking) *cobra.Command {
 	f.add(cmd, "json, yaml")
 	f.addFilters(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		v, err := a.ask(cmd.Context())
+		list, err := gateways().ask(cmd.Context(), a, &f)
 		if err != nil {
 			return err
 		}
-		list := gatewayList{APIVersion: apiVersion, Kind: "GatewayList", Items: []gatewayView{}}
-		for _, g := range v.Gateways {
-			if g.Name == args[0] && f.wants(g.Cluster, g.Namespace) {
-				list.Items = append(list.Items, g)
-			}
-		}
+		list.Items = slices.DeleteFunc(list.Items, func(g gatewayView) bool { return g.Name != args[0] })
 		if len(list.Items) == 0 {
 			return fmt.Errorf("there is no Gateway %q; see fleetgate gateway list", args[0])
 		}

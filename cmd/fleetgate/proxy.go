@@ -14,32 +14,19 @@ import (
 func newProxyCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "proxy", Aliases: []string{"proxies"}, Short: "Envoys and what they ACKed", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newProxyList(a))
+	cmd.AddCommand(proxies().command(a))
 	return cmd
 }
 
-func newProxyList(a *asking) *cobra.Command {
-	var f listFlags
-	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List proxies", Args: cobra.NoArgs}
-	f.add(cmd, "json, yaml, wide")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.ask(cmd.Context())
-		if err != nil {
-			return err
-		}
-		list := proxyList{APIVersion: apiVersion, Kind: "ProxyList", Items: v.Proxies}
-		if list.Items == nil {
-			list.Items = []xds.Report{}
-		}
-		return printList(a.out, f.format, list, proxyTable(v, a.now()), "No proxies found.")
-	}
-	return cmd
+func proxies() listing[xds.Report] {
+	return listing[xds.Report]{kind: "ProxyList", what: "proxies", of: func(v view) []xds.Report { return v.Proxies },
+		table: func(items []xds.Report, now time.Time, _ bool) *table { return proxyTable(items, now) }}
 }
 
 // proxyTable says of each proxy whether it runs the newest that its fleet should.
-func proxyTable(v view, now time.Time) *table {
+func proxyTable(items []xds.Report, now time.Time) *table {
 	t := &table{head: []string{"FLEET", "PROXY", "STATE", "ACKED", "REPLICA", "AGE"}, wideHead: []string{"WHY"}}
-	for _, p := range v.Proxies {
+	for _, p := range items {
 		state, why := proxyState(p)
 		t.add([]string{p.Fleet, p.Proxy, state, fmt.Sprint(p.Acked), orNone(p.Replica), age(now, p.SinceUnix)}, orNone(why))
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -10,31 +11,18 @@ import (
 func newReplicaCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "replica", Aliases: []string{"replicas"}, Short: "Replicas of the group", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newReplicaList(a))
+	cmd.AddCommand(replicas().command(a))
 	return cmd
 }
 
-func newReplicaList(a *asking) *cobra.Command {
-	var f listFlags
-	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List replicas", Args: cobra.NoArgs}
-	f.add(cmd, "json, yaml, wide")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.ask(cmd.Context())
-		if err != nil {
-			return err
-		}
-		list := replicaList{APIVersion: apiVersion, Kind: "ReplicaList", Items: v.Replicas}
-		if list.Items == nil {
-			list.Items = []replicaView{}
-		}
-		return printList(a.out, f.format, list, replicaTable(v), "No replicas found.")
-	}
-	return cmd
+func replicas() listing[replicaView] {
+	return listing[replicaView]{kind: "ReplicaList", what: "replicas", of: func(v view) []replicaView { return v.Replicas },
+		table: func(items []replicaView, _ time.Time, _ bool) *table { return replicaTable(items) }}
 }
 
-func replicaTable(v view) *table {
+func replicaTable(items []replicaView) *table {
 	t := &table{head: []string{"ID", "ROLE", "APPLIED", "ROWS", "PROXIES", "VERSION"}, wideHead: []string{"RAFT", "XDS", "ADMIN"}}
-	for _, r := range v.Replicas {
+	for _, r := range items {
 		t.add([]string{r.ID, r.Role, fmt.Sprint(r.Applied), fmt.Sprint(r.Rows), fmt.Sprint(r.Proxies), orNone(r.Version)}, r.Raft, r.XDS, r.Admin)
 	}
 	return t

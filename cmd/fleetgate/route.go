@@ -11,29 +11,13 @@ import (
 func newRouteCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "route", Aliases: []string{"routes"}, Short: "Routes and whether they are live", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newRouteList(a))
+	cmd.AddCommand(routes().command(a))
 	return cmd
 }
 
-func newRouteList(a *asking) *cobra.Command {
-	var f listFlags
-	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List routes", Args: cobra.NoArgs}
-	f.add(cmd, "json, yaml, wide")
-	f.addFilters(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		v, err := a.ask(cmd.Context())
-		if err != nil {
-			return err
-		}
-		list := routeList{APIVersion: apiVersion, Kind: "RouteList", Items: []routeView{}}
-		for _, r := range v.Routes {
-			if f.wants(r.Cluster, r.Namespace) {
-				list.Items = append(list.Items, r)
-			}
-		}
-		return printList(a.out, f.format, list, routeTable(list.Items, a.now(), f.namespace == ""), "No routes found.")
-	}
-	return cmd
+func routes() listing[routeView] {
+	return listing[routeView]{kind: "RouteList", what: "routes", namespaced: true, of: func(v view) []routeView { return v.Routes },
+		at: func(r routeView) (string, string) { return r.Cluster, r.Namespace }, table: routeTable}
 }
 
 // conditionProgrammed is the condition in our parents entry that says what proxies ACKed (D8).
