@@ -16,7 +16,9 @@ func (s *stream) ackedBy(r *response, now time.Time) {
 		}
 		sub.acked.add(it.id)
 		sub.expired.remove(it.id)
-		delete(sub.rejected, it.id)
+		if r.trial == nil {
+			delete(sub.rejected, it.id)
+		}
 		if r.typ.refers() {
 			sub.held[it.id] = it
 			s.fleet.accepted(r.typ, it)
@@ -37,6 +39,9 @@ func (s *stream) ackedBy(r *response, now time.Time) {
 		s.progress = now
 	}
 	s.settleOverdue()
+	if r.trial != nil {
+		s.tried(r, true, now)
+	}
 }
 
 // settleOverdue drops exceptions whose clusters were ACKed after all.
@@ -48,9 +53,14 @@ func (s *stream) settleOverdue() {
 }
 
 // nacked isolates a rejection: halves are sent again on their own until the culprit is alone. What was good in a partly applied
-// response is thereby ACKed on its own, so that the client puts it on record and no ghost remains.
+// response is thereby ACKed on its own, so that the client puts it on record and no ghost remains. A culprit made of many parts is then narrowed to those to blame (search.go).
 func (s *stream) nacked(r *response, message string, now time.Time) {
 	s.srv.stats.nacks.Add(1)
+	if r.trial != nil {
+		r.trial.message = message
+		s.tried(r, false, now)
+		return
+	}
 	if r.stray {
 		s.types[r.typ].strayOut = false
 	}
@@ -58,7 +68,7 @@ func (s *stream) nacked(r *response, message string, now time.Time) {
 	s.log.Warn("a proxy rejected a response", "type", URLs[r.typ], "resources", len(items), "message", message)
 	if len(r.items) == 1 {
 		if len(items) == 1 {
-			s.reject(r.typ, items[0], message)
+			s.reject(r, message, now)
 		}
 		items = nil
 	}
@@ -95,19 +105,70 @@ func (s *stream) probe(r *response, now time.Time) {
 	}
 }
 
-func (s *stream) reject(t Type, it *item, message string) {
-	sub := &s.types[t]
+// reject notes that a resource was rejected alone. Where it is made of several parts, a search begins for those to blame.
+func (s *stream) reject(r *response, message string, now time.Time) {
+	sub, it := &s.types[r.typ], r.items[0]
 	s.srv.stats.rejected.Add(1)
-	sub.rejected[it.id] = &rejection{version: it.version, message: message,
-		parts: suspects(sub.rejected[it.id], s.fleet.lastGood(t, sub.held[it.id], it), it)}
+	good := s.fleet.lastGood(r.typ, sub.held[it.id], it)
+	rej := &rejection{version: it.version, message: message, parts: suspects(good, it)}
+	sub.rejected[it.id] = rej
+	if s.srv.cfg.Trial != nil && len(it.parts) > 1 {
+		rej.bad, rej.floor = it, r.floor
+		rej.search = newSearch(rej.parts, s.fleet.hint(r.typ, rej.parts, it))
+		s.try(r.typ, rej, now)
+	}
 }
 
-// suspects are the parts of a rejected version that explain the rejection: those of the previous rejection, if they are all still
-// in it; else those that differ from the last version that was good; else all.
-func suspects(before *rejection, good, bad *item) map[string]string {
-	if before != nil && len(before.parts) > 0 && contains(bad.parts, before.parts) {
-		return before.parts
+// try offers what a search asks for. A trial that would be the rejected bytes again needs no sending.
+func (s *stream) try(t Type, rej *rejection, now time.Time) {
+	last := rej.bad.parts
+	for {
+		refuse, more := rej.search.next()
+		if !more {
+			break
+		}
+		it := s.fleet.trial(s.srv.cfg.Trial, t, rej.bad, refuse)
+		if it == nil {
+			break
+		}
+		if it.version != rej.version {
+			s.probe(&response{typ: t, items: []*item{it}, floor: rej.floor, trial: rej}, now)
+			return
+		}
+		if last = it.parts; !rej.search.answer(false, last) {
+			break
+		}
 	}
+	s.found(rej, last)
+}
+
+// tried takes the outcome of a trial, unless a newer version has made it pointless.
+func (s *stream) tried(r *response, accepted bool, now time.Time) {
+	sub, rej, it := &s.types[r.typ], r.trial, r.items[0]
+	if sub.rejected[it.id] != rej {
+		return
+	}
+	s.fleet.mu.RLock()
+	current := s.fleet.tables[r.typ].items[it.id].version == rej.version
+	s.fleet.mu.RUnlock()
+	switch {
+	case !current:
+		delete(sub.rejected, it.id)
+	case rej.search.answer(accepted, it.parts):
+		s.try(r.typ, rej, now)
+	default:
+		s.found(rej, it.parts)
+	}
+}
+
+// found ends a search: from now on the rejection is reported.
+func (s *stream) found(rej *rejection, last map[string]string) {
+	rej.parts, rej.search = rej.search.culprits(last), nil
+	s.log.Warn("a rejection was narrowed down", "resource", rej.bad.name, "records", slices.Sorted(maps.Keys(rej.parts)), "message", rej.message)
+}
+
+// suspects are the parts of a rejected version that differ from the last version that was good, or all.
+func suspects(good, bad *item) map[string]string {
 	out := map[string]string{}
 	if good != nil {
 		for id, hash := range bad.parts {
@@ -122,15 +183,6 @@ func suspects(before *rejection, good, bad *item) map[string]string {
 	return out
 }
 
-func contains(all, some map[string]string) bool {
-	for id, hash := range some {
-		if all[id] != hash {
-			return false
-		}
-	}
-	return true
-}
-
 // accepted notes that some proxy of the fleet accepted a version: the yardstick for a proxy that has none itself.
 func (f *fleet) accepted(t Type, it *item) {
 	if it.accepted.Swap(true) {
@@ -138,7 +190,7 @@ func (f *fleet) accepted(t Type, it *item) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if old := f.good[t][it.id]; old == nil || old.seq < it.seq {
+	if old := f.good[t][it.id]; old == nil || old.seq <= it.seq {
 		f.good[t][it.id] = it
 	}
 }
@@ -154,6 +206,18 @@ func (f *fleet) lastGood(t Type, held, bad *item) *item {
 		return good
 	}
 	return nil
+}
+
+// hint lists the suspects that another proxy of the fleet has done without.
+func (f *fleet) hint(t Type, suspects map[string]string, bad *item) (out []string) {
+	if good := f.lastGood(t, nil, bad); good != nil {
+		for part, hash := range suspects {
+			if good.parts[part] != hash {
+				out = append(out, part)
+			}
+		}
+	}
+	return out
 }
 
 // reporter paces the reports of one stream.
@@ -282,6 +346,9 @@ func (s *stream) rejections() (out []Rejection) {
 	defer s.fleet.mu.RUnlock()
 	for t := range s.types {
 		for id, r := range s.types[t].rejected {
+			if r.search != nil {
+				continue // told when it is known who is to blame
+			}
 			out = append(out, Rejection{Type: URLs[t], Name: s.fleet.tables[t].items[id].name, Version: r.version, Message: r.message, Parts: r.parts})
 		}
 	}

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -20,7 +21,45 @@ type fleet struct {
 	tables  [NumTypes]table
 	good    [NumTypes]map[uint32]*item // the newest version of a listener or route that some proxy ACKed
 	streams map[*stream]struct{}
+	trials  trials
 	rebuilt chan struct{} // closed when another fleet object took over: streams end, clients reconnect and are resent nothing
+}
+
+// trials are what was offered to proxies instead of rejected versions: all proxies of a fleet ask about the same, so it is made once.
+type trials struct {
+	mu    sync.Mutex
+	of    *item // the rejected version
+	items map[string]*item
+}
+
+// trial gives a rejected version without some of its parts, nil where that cannot be had: there is no such resource, or the parts that were not refused have moved on.
+func (f *fleet) trial(make TrialFunc, t Type, bad *item, refuse map[string]string) *item {
+	f.trials.mu.Lock()
+	defer f.trials.mu.Unlock()
+	if f.trials.of != bad {
+		f.trials.of, f.trials.items = bad, map[string]*item{}
+	}
+	key := fmt.Sprint(refuse) // maps are printed in the order of their keys
+	if it, ok := f.trials.items[key]; ok {
+		return it
+	}
+	r, ok := make(f.name, t, bad.name, refuse)
+	for part, hash := range bad.parts {
+		_, refused := refuse[part]
+		ok = ok && (refused || r.Parts[part] == hash)
+	}
+	if !ok {
+		return nil
+	}
+	it := prepare([]Resource{r})[0]
+	it.id, it.seq = bad.id, bad.seq
+	f.mu.Lock()
+	for _, name := range r.Uses {
+		it.uses.add(f.tables[Cluster].intern(name))
+	}
+	f.mu.Unlock()
+	f.trials.items[key] = it
+	return it
 }
 
 // table holds the resources of one type. An id stands for one name for as long as the fleet's streams live.

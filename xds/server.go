@@ -48,10 +48,16 @@ type Config struct {
 	// leader has committed; an error means that nobody can tell, and it is asked again after HoldRetry (1 s). nil = always up to date.
 	Hold      func(ctx context.Context, fleet string) error
 	HoldRetry time.Duration
+	// Trial makes what a rejected resource would be if some of its parts were pinned; nil = rejections are not narrowed to parts.
+	Trial TrialFunc
 	// SystemVersion makes system_version_info of a store index.
 	SystemVersion func(index uint64) string
 	MaxNames      int // names of one type on one stream; 100,000
 }
+
+// TrialFunc gives a resource of a fleet as it would be without these forms of its parts (part id -> hash, as in Resource.Parts); false where there would be none.
+// It is called from the goroutines of streams and may take its time.
+type TrialFunc func(fleet string, t Type, name string, refuse map[string]string) (Resource, bool)
 
 func (c Config) withDefaults() Config {
 	if c.Logger == nil {

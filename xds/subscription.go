@@ -34,7 +34,10 @@ type subscription struct {
 
 type rejection struct {
 	version, message string
-	parts            map[string]string
+	parts            map[string]string // to blame, as far as is known
+	search           *search           // nil = ended, or there was nothing to search
+	bad              *item
+	floor            uint64
 }
 
 // response is one message that waits for its ACK.
@@ -47,6 +50,7 @@ type response struct {
 	stray   bool     // names are strays
 	floor   uint64
 	sent    time.Time
+	trial   *rejection // what it helps to narrow down, nil = it is no trial
 }
 
 func (sub *subscription) wants(id uint32) bool { return sub.wildcard || sub.named.has(id) }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -140,7 +141,7 @@ func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	r.xds = xds.New(xds.Config{
-		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp,
+		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp, Trial: r.trial,
 		SystemVersion: func(index uint64) string { return fmt.Sprintf("1.%d", index) },
 	})
 	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, check: r.checkSealed, log: r.log, touch: r.touch,
@@ -166,6 +167,11 @@ func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
 			r.log.Warn("xDS server ended", "err", err)
 		}
 	}, nil
+}
+
+// trial makes what a rejected resource would be with some records pinned.
+func (r *replica) trial(fleet string, t xds.Type, name string, refuse map[string]string) (xds.Resource, bool) {
+	return r.pipe.trial(fleet, t, name, refuse)
 }
 
 // touch passes changed objects to the status writer, once there is one.
@@ -299,12 +305,10 @@ func (r *replica) writeStatus(ctx context.Context) {
 	r.status.Run(ctx)
 }
 
-// keepPins pins what proxies reject (D7), and lifts pins of bytes that have changed. Of several suspects the newest is pinned first; the proxies' answer to what
-// is served then clears it, or leads to the next: so each rejected version is acted on once.
+// keepPins pins what proxies reject (D7), and lifts pins of bytes that have changed. A pin of a lesser form of a record follows where that is rejected too.
 func (r *replica) keepPins(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	acted := map[string]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -312,12 +316,10 @@ func (r *replica) keepPins(ctx context.Context) {
 		case <-tick.C:
 		}
 		r.liftPins(ctx)
-		for _, rej := range r.acks.rejections() {
-			id := rej.fleet + "\x00" + rej.version
-			if pin := r.newest(rej.suspects); pin != nil && !acted[id] {
-				acted[id] = true
-				r.log.Warn("proxies rejected a record: its previous bytes are served", "record", pin.Key, "suspects", len(rej.suspects), "reason", pin.Reason)
-				r.propose(ctx, store.Command{Pin: pin})
+		for _, pin := range r.acks.rejections() {
+			if r.pinnable(pin) {
+				r.log.Warn("proxies rejected a record: its previous bytes are served", "record", pin.Key, "form", pin.Hash, "reason", pin.Reason)
+				r.propose(ctx, store.Command{Pin: &pin})
 			}
 		}
 	}
@@ -332,24 +334,15 @@ func (r *replica) liftPins(ctx context.Context) {
 	}
 }
 
-// newest picks the suspect that was written last and is not pinned yet, nil where there is none.
-func (r *replica) newest(suspects []store.Pin) *store.Pin {
-	pinned := map[store.Key]string{}
-	for _, p := range r.db.Pins() {
-		pinned[p.Key] = p.Hash
+// pinnable tells whether a pin is of the newest content of its record, and news.
+func (r *replica) pinnable(pin store.Pin) bool {
+	rec, err := r.db.Get(pin.Key)
+	if err != nil || rec == nil || !strings.HasPrefix(pin.Hash, rec.Cur.Hash) {
+		return false
 	}
-	var best *store.Pin
-	var at uint64
-	for _, p := range suspects {
-		rec, err := r.db.Get(p.Key)
-		if err != nil || rec == nil || !strings.HasPrefix(p.Hash, rec.Cur.Hash) || pinned[p.Key] == p.Hash {
-			continue
-		}
-		if best == nil || rec.Modified > at {
-			best, at = &p, rec.Modified
-		}
-	}
-	return best
+	return !slices.ContainsFunc(r.db.Pins(), func(p store.Pin) bool {
+		return p.Key == pin.Key && strings.HasPrefix(p.Hash, rec.Cur.Hash) && assemble.Rank(p.Hash) >= assemble.Rank(pin.Hash)
+	})
 }
 
 func (r *replica) propose(ctx context.Context, cmd store.Command) {

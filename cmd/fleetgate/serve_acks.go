@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -230,57 +231,51 @@ func (a *acks) reached(fleet string, row []string) (index uint64, rejects bool) 
 	return index, rejects
 }
 
-// rejected is one version of a resource that a fleet refuses, with the records that may be to blame.
-type rejected struct {
-	fleet, version string
-	suspects       []store.Pin
-}
-
-// rejections gives what two proxies of a fleet, or its only one, refuse.
-func (a *acks) rejections() []rejected {
+// rejections gives the pins that proxies ask for: records that two proxies of a fleet, or its only one, found to be to blame for a rejection.
+func (a *acks) rejections() []store.Pin {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var out []rejected
+	var out []store.Pin
 	for fleet, proxies := range a.proxies {
 		connected := 0
-		votes := map[string][]xds.Rejection{}
+		votes := map[store.Pin]int{} // by key and hash
+		reasons := map[store.Pin]string{}
 		for _, r := range proxies {
 			if !r.Connected {
 				continue
 			}
 			connected++
-			for _, rej := range r.Rejected {
-				votes[rej.Version] = append(votes[rej.Version], rej)
+			for _, pin := range a.blamed(fleet, r.Rejected) {
+				vote := store.Pin{Key: pin.Key, Hash: pin.Hash, Fleet: fleet}
+				votes[vote]++
+				reasons[vote] = pin.Reason
 			}
 		}
-		for version, by := range votes {
-			if len(by) >= min(2, connected) {
-				out = append(out, rejected{fleet, version, a.suspects(fleet, by[0])})
+		for pin, n := range votes {
+			if n >= min(2, connected) {
+				pin.Reason = reasons[pin]
+				out = append(out, pin)
 			}
 		}
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].fleet+out[i].version < out[j].fleet+out[j].version })
+	slices.SortFunc(out, func(x, y store.Pin) int {
+		return cmp.Or(shard.RecordKey(x.Key).Compare(shard.RecordKey(y.Key)), cmp.Compare(x.Hash, y.Hash), cmp.Compare(x.Fleet, y.Fleet))
+	})
 	return out
 }
 
-// suspects reads the parts of a rejection. The Gateway, a part of everything, is one only where nothing else is.
-func (a *acks) suspects(fleet string, rej xds.Rejection) []store.Pin {
-	var routes, gateways []store.Pin
-	for part, hash := range rej.Parts {
-		key, err := assemble.ParsePart(part)
-		if err != nil {
-			a.log.Warn("a proxy rejected something that names no record", "part", part)
-			continue
-		}
-		pin := store.Pin{Key: shard.StoreKey(key), Hash: hash, Fleet: fleet, Reason: strings.TrimSpace(rej.Message)}
-		if key.Kind == record.KindGateway {
-			gateways = append(gateways, pin)
-		} else {
-			routes = append(routes, pin)
+// blamed reads the rejections of one proxy, each record and hash once.
+func (a *acks) blamed(fleet string, rejections []xds.Rejection) map[string]store.Pin {
+	out := map[string]store.Pin{}
+	for _, rej := range rejections {
+		for part, hash := range rej.Parts {
+			key, err := assemble.ParsePart(part)
+			if err != nil {
+				a.log.Warn("a proxy rejected something that names no record", "part", part)
+				continue
+			}
+			out[part+" "+hash] = store.Pin{Key: shard.StoreKey(key), Hash: hash, Fleet: fleet, Reason: strings.TrimSpace(rej.Message)}
 		}
 	}
-	if len(routes) > 0 {
-		return routes
-	}
-	return gateways
+	return out
 }

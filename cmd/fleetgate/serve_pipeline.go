@@ -166,6 +166,17 @@ func (p *pipeline) publish(index uint64, d assemble.Delta) {
 	}
 }
 
+// trial gives a resource as it would be with some records pinned.
+func (p *pipeline) trial(fleet string, t xds.Type, name string, refuse map[string]string) (xds.Resource, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	r, ok := p.state.Trial(fleet, assemble.ResourceType(t), name, refuse)
+	if !ok {
+		return xds.Resource{}, false
+	}
+	return p.resource(r)
+}
+
 // resource opens sealed secrets; everything else passes as it is.
 func (p *pipeline) resource(r assemble.Resource) (xds.Resource, bool) {
 	out := xds.Resource{Type: xds.Type(r.Type), Name: r.Name, Version: r.Version, Bytes: r.Bytes, Index: r.Index, Uses: r.Uses, Parts: r.Parts}

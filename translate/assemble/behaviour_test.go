@@ -393,6 +393,13 @@ func TestPinsAndPending(t *testing.T) {
 	expect("new version is live", "HTTPRoute/a/r/1/0", "")
 	s.Apply([]Change{w.pin(k, "")})
 	expect("rejected: the previous one serves", "HTTPRoute/a/r/0/0", "proxies rejected it: regex too large")
+	if parts := s.Resources("c/infra/gw"); !slices.ContainsFunc(parts, func(r Resource) bool { return r.Parts[PartID(k)] == w.last[k].Cur.Hash+previousSuffix }) {
+		t.Error("a rejection of the previous bytes could not be told from one of the newest")
+	}
+	s.Apply([]Change{w.pin(k, previousSuffix)})
+	expect("the previous one is rejected too", "500", "regex too large")
+	s.Apply([]Change{w.pin(k, degradedSuffix)})
+	expect("so are its matches", "404", "regex too large")
 	c := put(2, theService)
 	s.Apply([]Change{c})
 	expect("a new hash lifts the pin", "HTTPRoute/a/r/2/0", "")

@@ -20,12 +20,7 @@ type served struct {
 }
 
 // hash is the id of this form of the record in Resource.Parts.
-func (s *served) hash() string {
-	if s.live.degraded {
-		return s.live.Hash + degradedSuffix
-	}
-	return s.live.Hash
-}
+func (s *served) hash() string { return s.live.form }
 
 // backends are the records of the clusters that it sends to.
 func (s *served) backends() []record.Key {
@@ -79,7 +74,7 @@ func newConfig(name, variant string, statuses map[string]uint32, owner live, par
 		variant:  variant,
 		hosts:    map[string]*host{},
 		members:  map[record.Key]*member{},
-		parts:    map[string]string{part: owner.Hash},
+		parts:    map[string]string{part: owner.form},
 		backends: map[record.Key]int{},
 		owner:    owner,
 	}

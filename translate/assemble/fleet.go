@@ -179,7 +179,7 @@ func (s *State) secret(k record.Key) (Resource, bool) {
 
 // resource is a resource made of one record.
 func (s *State) resource(t ResourceType, name string, e *entry, bytes []byte) Resource {
-	return Resource{Type: t, Name: name, Version: record.Hash(bytes), Bytes: bytes, Index: e.live.Index, Parts: map[string]string{PartID(e.key): e.live.Hash}}
+	return Resource{Type: t, Name: name, Version: record.Hash(bytes), Bytes: bytes, Index: e.live.Index, Parts: map[string]string{PartID(e.key): e.live.form}}
 }
 
 func endpointsKey(backend record.Key) record.Key {

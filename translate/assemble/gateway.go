@@ -90,7 +90,7 @@ func (g *gateway) configOf(l *listener) *config {
 
 // sameShape tells whether what routes attach to is the same.
 func (g *gateway) sameShape(h *gateway) bool {
-	return g.live.decoded == h.live.decoded && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool { return a.served() == b.served() })
+	return g.live.same(h.live) && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool { return a.served() == b.served() })
 }
 
 // renew takes over what may differ in a Gateway of the same shape.
@@ -134,7 +134,7 @@ func refuse(listeners []*listener, message string) {
 
 // buildPort makes the Envoy listener of a port, whose bytes are constant but for the chains of TLS (D17).
 func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resource, error) {
-	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: map[string]string{PartID(g.key): g.live.Hash}}
+	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: map[string]string{PartID(g.key): g.live.form}}
 	listeners = slices.SortedFunc(slices.Values(listeners), func(a, b *listener) int { return cmp.Compare(a.Name, b.Name) })
 	secure := listeners[0].Protocol == protocolHTTPS
 	var chains []*listenerv3.FilterChain

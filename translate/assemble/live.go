@@ -26,13 +26,14 @@ type entry struct {
 // live is the content that counts now.
 type live struct {
 	*decoded        // nil = none
+	form     string // what Resource.Parts calls it: a hash, with a suffix where a pin made it a lesser form
 	degraded bool   // its matches answer 500
 	pending  string // why it is not the newest one as it is, "" = it is
 	rejected bool   // because proxies rejected the newest
 }
 
 // same tells whether two choices serve the same.
-func (l live) same(m live) bool { return l.decoded == m.decoded && l.degraded == m.degraded }
+func (l live) same(m live) bool { return l.decoded == m.decoded && l.form == m.form }
 
 // decode reads a payload as the kind of its key says.
 func decode(kind record.Kind, c *Content) *decoded {
@@ -69,21 +70,31 @@ func read[T any](payload []byte) (*T, error) {
 func choose(e *entry, exists func(record.Key) bool) live {
 	why := e.obstacle(e.cur, exists)
 	if why == "" {
-		return live{decoded: e.cur}
+		return live{decoded: e.cur, form: e.cur.Hash}
 	}
-	if e.prev != nil && e.obstacle(e.prev, exists) == "" {
-		return live{decoded: e.prev, rejected: e.rejects(e.cur), pending: why + "; the previous version is served meanwhile"}
+	rejected := e.rejects(e.cur)
+	if e.prev != nil && !e.rejectsPrevious() && e.obstacle(e.prev, exists) == "" {
+		form := e.prev.Hash
+		if rejected {
+			form = e.cur.Hash + previousSuffix
+		}
+		return live{decoded: e.prev, form: form, rejected: rejected, pending: why + "; the previous version is served meanwhile"}
 	}
-	if e.key.Kind == record.KindRoute && e.cur.err == nil && e.pinned == e.cur.Hash {
-		return live{decoded: e.cur, rejected: true, degraded: true, pending: why + "; its requests answer 500 until it is changed"}
+	if e.key.Kind == record.KindRoute && e.cur.err == nil && rejected && e.pinned != e.cur.Hash+degradedSuffix {
+		return live{decoded: e.cur, form: e.cur.Hash + degradedSuffix, rejected: true, degraded: true, pending: why + "; its requests answer 500 until it is changed"}
 	}
-	return live{rejected: e.rejects(e.cur), pending: why}
+	return live{rejected: rejected, pending: why}
 }
 
 // rejects tells whether a pin keeps a content from being served.
 func (e *entry) rejects(d *decoded) bool {
-	hash, _ := strings.CutSuffix(e.pinned, degradedSuffix)
-	return e.pinned != "" && hash == d.Hash
+	hash, _, _ := strings.Cut(e.pinned, "/")
+	return hash != "" && hash == d.Hash
+}
+
+// rejectsPrevious tells whether a pin keeps the previous content from being served too.
+func (e *entry) rejectsPrevious() bool {
+	return e.pinned == e.cur.Hash+previousSuffix || e.pinned == e.cur.Hash+degradedSuffix
 }
 
 // obstacle says what keeps a content from being live, "" = nothing.

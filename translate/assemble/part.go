@@ -24,6 +24,20 @@ func ParsePart(id string) (record.Key, error) {
 
 var unescape = strings.NewReplacer("%2F", "/", "%25", "%")
 
-// degradedSuffix marks in Resource.Parts, and so in a pin made from it, the form of a route that answers 500 because its own bytes are pinned. A pin
-// of that form says that even its matches are rejected (a regex that this Envoy refuses): then the route is left out.
-const degradedSuffix = "/500"
+// A record whose newest bytes are pinned is served in a lesser form, which these suffixes of its hash mark in Resource.Parts, and so in a pin made from it. A pin of a lesser form
+// leads to the next one: the previous bytes are rejected too, so the route answers 500; even its matches are rejected (a regex that this Envoy refuses), so it is left out.
+const (
+	previousSuffix = "/previous"
+	degradedSuffix = "/500"
+)
+
+// Rank orders the forms of one content, as Resource.Parts and pins name them: a pin of a form of a higher rank refuses more.
+func Rank(form string) int {
+	switch {
+	case strings.HasSuffix(form, degradedSuffix):
+		return 2
+	case strings.HasSuffix(form, previousSuffix):
+		return 1
+	}
+	return 0
+}

@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -46,6 +47,7 @@ func runSequence(t *testing.T, seed uint64) {
 		told(t, before, after, d)
 		before = after
 		if step%4 == 3 {
+			tryPins(t, r, w, s)
 			full := New(testConfig)
 			full.Apply(shuffled(r, w.all()))
 			sameState(t, s, full)
@@ -53,6 +55,38 @@ func runSequence(t *testing.T, seed uint64) {
 			sound(t, s)
 		}
 		if t.Failed() {
+			return
+		}
+	}
+}
+
+// tryPins holds a Trial of some parts against a State in which they are pinned; that it leaves nothing behind is seen by who compares s next.
+func tryPins(t *testing.T, r *rand.Rand, w *world, s *State) {
+	for _, f := range s.fleets {
+		for k, res := range f.resources {
+			refuse, changes := map[string]string{}, map[record.Key]Change{}
+			maps.Copy(changes, w.last)
+			for part, hash := range res.Parts {
+				key, err := ParsePart(part)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c := changes[key]; key.Kind != record.KindGateway && r.IntN(2) == 0 {
+					refuse[part], c.PinnedHash, c.PinReason = hash, hash, "on trial"
+					changes[key] = c
+				}
+			}
+			pinned := New(testConfig)
+			pinned.Apply(slices.Collect(maps.Values(changes)))
+			var want Resource
+			for _, pf := range pinned.fleets {
+				if pf.name == f.name {
+					want = pf.resources[k]
+				}
+			}
+			if got, ok := s.Trial(f.name, k.Type, k.Name, refuse); ok != (want.Bytes != nil) || !reflect.DeepEqual(got, want) {
+				t.Errorf("%v without %v: got %v %+v, pins give %+v", k, refuse, ok, got, want)
+			}
 			return
 		}
 	}
@@ -196,7 +230,7 @@ func randomEdit(r *rand.Rand, w *world) Change {
 	case there && n == 0:
 		return w.remove(k)
 	case there && n == 1:
-		return w.pin(k, pick(r, "", "", degradedSuffix))
+		return w.pin(k, pick(r, "", "", previousSuffix, degradedSuffix))
 	case there && n < 6:
 		v, refs := randomValue(r, w, k)
 		return w.update(k, v, refs...)

@@ -70,6 +70,10 @@ func New(c Config) *State {
 func (s *State) Apply(changes []Change) Delta {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.apply(changes)
+}
+
+func (s *State) apply(changes []Change) Delta {
 	w := &work{routes: set{}, gateways: set{}, backends: set{}, status: set{}, fleets: map[record.Key]*dirt{}, gone: map[record.Key]string{}}
 	for _, c := range changes {
 		s.store(c, w)
@@ -297,7 +301,7 @@ func (s *State) gatewayOf(k record.Key) *gateway {
 	e.live = choose(e, s.exists)
 	withheld := ""
 	if e.live.decoded == nil && e.cur.err == nil {
-		e.live.decoded = e.cur
+		e.live.decoded, e.live.form = e.cur, e.cur.Hash
 		withheld = e.obstacle(e.cur, func(record.Key) bool { return true })
 	}
 	r := as[record.Gateway](e)
