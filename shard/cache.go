@@ -67,7 +67,7 @@ func (c *cache) weights() (map[string]uint64, bool) {
 		switch id.kind {
 		case "Namespace":
 			out[id.name]++
-		case "HTTPRoute", "GRPCRoute", "Gateway":
+		case "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Gateway", "ListenerSet", "BackendTLSPolicy":
 			out[id.namespace]++
 		}
 	}

@@ -291,7 +291,7 @@ func (c *Controller) batch() []store.Op {
 
 // stage orders operations within a change.
 func stage(op store.Op) int {
-	referrer := op.Key.Kind == string(record.KindRoute) || op.Key.Kind == string(record.KindGateway)
+	referrer := slices.Contains([]record.Kind{record.KindRoute, record.KindGateway, record.KindListenerSet}, record.Kind(op.Key.Kind))
 	switch {
 	case op.Content != nil && !referrer:
 		return 0

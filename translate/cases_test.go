@@ -82,6 +82,8 @@ func testConfig() Config {
 var kinds = map[string]func() Object{
 	"GatewayClass":   func() Object { return &gatewayv1.GatewayClass{} },
 	"Gateway":        func() Object { return &gatewayv1.Gateway{} },
+	"ListenerSet":    func() Object { return &gatewayv1.ListenerSet{} },
+	"ConfigMap":      func() Object { return &corev1.ConfigMap{} },
 	"HTTPRoute":      func() Object { return &gatewayv1.HTTPRoute{} },
 	"GRPCRoute":      func() Object { return &gatewayv1.GRPCRoute{} },
 	"Namespace":      func() Object { return &corev1.Namespace{} },
@@ -151,6 +153,7 @@ func decode(t testing.TB, kind record.Kind, payload []byte) any {
 	v := map[record.Kind]any{
 		record.KindClass: &record.Class{}, record.KindGateway: &record.Gateway{}, record.KindNamespace: &record.Namespace{}, record.KindRoute: &record.Route{},
 		record.KindBackend: &record.Backend{}, record.KindEndpoints: &record.Endpoints{}, record.KindSecret: &record.Secret{},
+		record.KindListenerSet: &record.ListenerSet{}, record.KindTrust: &record.Trust{},
 	}[kind]
 	if err := record.Unmarshal(payload, v); err != nil {
 		t.Fatal(err)

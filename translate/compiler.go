@@ -42,7 +42,8 @@ type input struct{ kind, namespace, name string }
 
 // Kinds of inputs beside the objects' own kinds.
 const (
-	inputPorts  = "Gateway/ports"      // the (scheme, port) pairs of a Gateway
+	inputPorts  = "/ports"             // behind the kind: the (scheme, port) pairs of a Gateway or a ListenerSet
+	inputClass  = "Gateway/class"      // the class of a Gateway
 	inputOurs   = "GatewayClass/ours"  // the controller of a GatewayClass
 	inputGrants = "ReferenceGrant/all" // all grants of a namespace
 	inputSlices = "EndpointSlice/all"  // all slices of a Service
@@ -168,10 +169,15 @@ func (c *Compiler) learn(e Event) []input {
 // aspects are the smaller inputs that an object's change may touch: a new label selector of a Gateway changes no redirect.
 func aspects(in input, old, fact any) []input {
 	switch in.kind {
-	case "Gateway":
+	case "Gateway", "ListenerSet":
+		var out []input
 		if !slices.Equal(portsOf(old), portsOf(fact)) {
-			return []input{{inputPorts, in.namespace, in.name}}
+			out = append(out, input{in.kind + inputPorts, in.namespace, in.name})
 		}
+		if classOf(old) != classOf(fact) {
+			out = append(out, input{inputClass, in.namespace, in.name})
+		}
+		return out
 	case "GatewayClass":
 		if controllerOf(old) != controllerOf(fact) {
 			return []input{{inputOurs, in.namespace, in.name}}
@@ -227,6 +233,8 @@ func (c *Compiler) unitOf(e Event) (record.Key, bool) {
 		k.Kind, k.Namespace = record.KindClass, ""
 	case "Gateway":
 		k.Kind = record.KindGateway
+	case "ListenerSet":
+		k.Kind = record.KindListenerSet
 	case "Namespace":
 		k.Kind, k.Namespace = record.KindNamespace, e.Name
 	case "HTTPRoute", "GRPCRoute":
@@ -340,7 +348,7 @@ func (c *Compiler) compiles(k record.Key) bool {
 }
 
 func demanded(k record.Kind) bool {
-	return k == record.KindBackend || k == record.KindEndpoints || k == record.KindSecret
+	return k == record.KindBackend || k == record.KindEndpoints || k == record.KindSecret || k == record.KindTrust
 }
 
 // objectOf names the object that a record is made of.
@@ -350,6 +358,8 @@ func objectOf(k record.Key) input {
 		return input{"GatewayClass", "", k.Name}
 	case record.KindGateway:
 		return input{"Gateway", k.Namespace, k.Name}
+	case record.KindListenerSet:
+		return input{"ListenerSet", k.Namespace, k.Name}
 	case record.KindNamespace:
 		return input{"Namespace", "", k.Name}
 	case record.KindRoute:
@@ -357,6 +367,9 @@ func objectOf(k record.Key) input {
 		return input{kind, k.Namespace, name}
 	case record.KindSecret:
 		return input{"Secret", k.Namespace, k.Name}
+	case record.KindTrust:
+		kind, name := splitRoute(k.Name)
+		return input{kind, k.Namespace, name}
 	}
 	return input{"Service", k.Namespace, serviceOfKey(k)}
 }

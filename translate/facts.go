@@ -35,6 +35,11 @@ type gatewayFact struct {
 	spec *gatewayv1.GatewaySpec
 }
 
+type listenerSetFact struct {
+	identity
+	spec *gatewayv1.ListenerSetSpec
+}
+
 // routeFact holds one of the two; what they have in common is made when it is compiled, under the panic guard.
 type routeFact struct {
 	identity
@@ -71,6 +76,8 @@ type grantFact struct {
 	to   []gatewayv1.ReferenceGrantTo
 }
 
+type configMapFact struct{ authorities string } // ca.crt
+
 type secretFact struct {
 	kind             string // the Secret's type
 	certificate, key []byte
@@ -85,6 +92,8 @@ func factOf(kind string, o Object) any {
 		return &namespaceFact{o.Labels}
 	case *gatewayv1.Gateway:
 		return &gatewayFact{identityOf(kind, o), &o.Spec}
+	case *gatewayv1.ListenerSet:
+		return &listenerSetFact{identityOf(kind, o), &o.Spec}
 	case *gatewayv1.HTTPRoute:
 		return &routeFact{identity: identityOf(kind, o), http: &o.Spec}
 	case *gatewayv1.GRPCRoute:
@@ -93,6 +102,8 @@ func factOf(kind string, o Object) any {
 		return serviceOf(o)
 	case *discoveryv1.EndpointSlice:
 		return sliceOf(o)
+	case *corev1.ConfigMap:
+		return &configMapFact{o.Data["ca.crt"]}
 	case *corev1.Secret:
 		return &secretFact{string(o.Type), o.Data[corev1.TLSCertKey], o.Data[corev1.TLSPrivateKeyKey]}
 	case *gatewayv1.ReferenceGrant:

@@ -27,15 +27,14 @@ func compileGateway(v *view, k record.Key) compiled {
 		return compiled{}
 	}
 	out := record.Gateway{Object: f.object, Class: class, Problems: gatewayProblems(f.spec)}
-	names := map[gatewayv1.SectionName]bool{}
-	for i := range f.spec.Listeners {
-		l := &f.spec.Listeners[i]
-		made := compileListener(v, f, l)
-		if names[l.Name] {
-			made.Problems = append(made.Problems, accepted("UnsupportedValue", "another listener has this name already: rename one"))
-		}
-		names[l.Name] = true
-		out.Listeners = append(out.Listeners, made)
+	out.Listeners = compileListeners(v, f.object, f)
+	compileGatewayTLS(v, f, &out)
+	if allowed := f.spec.AllowedListeners; allowed != nil && allowed.Namespaces != nil {
+		var problems []record.Problem
+		var from record.Allowed
+		from, problems = allowedNamespaces("allowedListeners", value(allowed.Namespaces.From), allowed.Namespaces.Selector)
+		out.AllowedListeners = &from
+		out.Problems = append(out.Problems, problems...)
 	}
 	if controller == "" {
 		out.Problems = append(out.Problems, accepted("Pending", fmt.Sprintf("there is no GatewayClass %q: create it, or name another in spec.gatewayClassName", class)))
@@ -46,9 +45,76 @@ func compileGateway(v *view, k record.Key) compiled {
 
 // refsOfGateway are the records that a Gateway's record needs.
 func refsOfGateway(g record.Gateway) []record.Key {
+	out := refsOfListeners(g.Listeners)
+	if g.ClientKey != nil {
+		out = append(out, *g.ClientKey)
+	}
+	if g.Frontend == nil {
+		return out
+	}
+	for _, p := range append([]record.PortValidation{{Clients: g.Frontend.Default}}, g.Frontend.PerPort...) {
+		if p.Clients != nil {
+			out = append(out, p.Clients.Trust...)
+		}
+	}
+	return out
+}
+
+func refsOfListeners(listeners []record.Listener) []record.Key {
 	var out []record.Key
-	for _, l := range g.Listeners {
+	for _, l := range listeners {
 		out = append(out, l.SecretKeys...)
+	}
+	return out
+}
+
+// compileListenerSet makes the record of a ListenerSet, unless its Gateway is another controller's. One whose Gateway or class does not exist
+// references nothing.
+func compileListenerSet(v *view, k record.Key) compiled {
+	f := fact[listenerSetFact](v, "ListenerSet", k.Namespace, k.Name)
+	parent := parentGateway(f)
+	out := record.ListenerSet{Object: f.object, Created: f.created, Parent: parent}
+	class := v.class(parent.Namespace, parent.Name)
+	if parent.Group != gatewayv1.GroupName || parent.Kind != "Gateway" {
+		return compiled{}
+	}
+	controller := v.controller(class)
+	if controller != "" && !v.ours(controller) {
+		return compiled{}
+	}
+	out.Listeners = compileListeners(v, f.object, f)
+	if controller == "" {
+		return compiled{value: out}
+	}
+	return compiled{value: out, refs: refsOfListeners(out.Listeners)}
+}
+
+func parentGateway(f *listenerSetFact) record.Parent {
+	ref := f.spec.ParentRef
+	out := record.Parent{Group: gatewayv1.GroupName, Kind: "Gateway", Namespace: f.object.Namespace, Name: string(ref.Name)}
+	if ref.Group != nil {
+		out.Group = string(*ref.Group)
+	}
+	if ref.Kind != nil {
+		out.Kind = string(*ref.Kind)
+	}
+	if ref.Namespace != nil {
+		out.Namespace = string(*ref.Namespace)
+	}
+	return out
+}
+
+// compileListeners compiles the listeners of a Gateway or a ListenerSet.
+func compileListeners(v *view, owner record.Object, f any) []record.Listener {
+	var out []record.Listener
+	names := map[gatewayv1.SectionName]bool{}
+	for _, l := range listenersIn(f) {
+		made := compileListener(v, owner, &l)
+		if names[l.Name] {
+			made.Problems = append(made.Problems, accepted("UnsupportedValue", "another listener has this name already: rename one"))
+		}
+		names[l.Name] = true
+		out = append(out, made)
 	}
 	return out
 }
@@ -81,7 +147,7 @@ func gatewayProblems(spec *gatewayv1.GatewaySpec) []record.Problem {
 	return out
 }
 
-func compileListener(v *view, g *gatewayFact, l *gatewayv1.Listener) record.Listener {
+func compileListener(v *view, owner record.Object, l *gatewayv1.Listener) record.Listener {
 	out := record.Listener{Name: string(l.Name), Port: int32(l.Port), Protocol: string(l.Protocol)}
 	if l.Hostname != nil && *l.Hostname != "" {
 		hosts, problems := hostnames([]gatewayv1.Hostname{*l.Hostname})
@@ -98,10 +164,10 @@ func compileListener(v *view, g *gatewayFact, l *gatewayv1.Listener) record.List
 	var problems []record.Problem
 	out.Kinds, problems = routeKinds(l.AllowedRoutes, supported)
 	out.Problems = append(out.Problems, problems...)
-	out.Allowed, problems = allowedNamespaces(l.AllowedRoutes)
+	out.Allowed, problems = allowedRoutes(l.AllowedRoutes)
 	out.Problems = append(out.Problems, problems...)
 	if l.Protocol == gatewayv1.HTTPSProtocolType {
-		compileTLS(v, g, l, &out)
+		compileTLS(v, owner, l, &out)
 	}
 	return out
 }
@@ -123,33 +189,33 @@ func routeKinds(allowed *gatewayv1.AllowedRoutes, supported []string) (kinds []s
 	return kinds, problems
 }
 
-// allowedNamespaces puts an empty selector, which selects everything, as All.
-func allowedNamespaces(allowed *gatewayv1.AllowedRoutes) (record.Allowed, []record.Problem) {
+func allowedRoutes(allowed *gatewayv1.AllowedRoutes) (record.Allowed, []record.Problem) {
 	if allowed == nil || allowed.Namespaces == nil || allowed.Namespaces.From == nil {
 		return record.Allowed{From: string(gatewayv1.NamespacesFromSame)}, nil
 	}
-	from := *allowed.Namespaces.From
+	return allowedNamespaces("allowedRoutes", *allowed.Namespaces.From, allowed.Namespaces.Selector)
+}
+
+// allowedNamespaces puts an empty selector, which selects everything, as All.
+func allowedNamespaces(field string, from gatewayv1.FromNamespaces, labels *metav1.LabelSelector) (record.Allowed, []record.Problem) {
 	if from != gatewayv1.NamespacesFromSelector {
 		return record.Allowed{From: string(from)}, nil
 	}
-	selector, err := metav1.LabelSelectorAsSelector(allowed.Namespaces.Selector)
+	selector, err := metav1.LabelSelectorAsSelector(labels)
 	switch {
 	case err != nil:
 		return record.Allowed{From: string(gatewayv1.NamespacesFromNone)},
-			[]record.Problem{accepted("UnsupportedValue", fmt.Sprintf("allowedRoutes.namespaces.selector is not valid (%v): correct it", err))}
-	case allowed.Namespaces.Selector != nil && selector.Empty():
+			[]record.Problem{accepted("UnsupportedValue", fmt.Sprintf("%s.namespaces.selector is not valid (%v): correct it", field, err))}
+	case labels != nil && selector.Empty():
 		return record.Allowed{From: string(gatewayv1.NamespacesFromAll)}, nil
-	case allowed.Namespaces.Selector == nil:
+	case labels == nil:
 		return record.Allowed{From: string(from)}, nil
 	}
 	return record.Allowed{From: string(from), Selector: selector.String()}, nil
 }
 
 // compileTLS resolves the certificates of an HTTPS listener. Whether a secret is there and well formed is its own record's matter.
-func compileTLS(v *view, g *gatewayFact, l *gatewayv1.Listener, out *record.Listener) {
-	if validatesClients(g.spec, l.Port) {
-		out.Problems = append(out.Problems, accepted("UnsupportedValue", "client certificate validation is not supported, and nothing is served without it: remove spec.tls.frontend"))
-	}
+func compileTLS(v *view, owner record.Object, l *gatewayv1.Listener, out *record.Listener) {
 	if l.TLS == nil || len(l.TLS.CertificateRefs) == 0 {
 		out.Problems = append(out.Problems, unresolved("InvalidCertificateRef", "an HTTPS listener needs a certificate: name a Secret in tls.certificateRefs"))
 		return
@@ -159,7 +225,7 @@ func compileTLS(v *view, g *gatewayFact, l *gatewayv1.Listener, out *record.List
 		return
 	}
 	for _, ref := range l.TLS.CertificateRefs {
-		key, problem := resolveCertificate(v, g.object.Namespace, ref)
+		key, problem := resolveCertificate(v, owner, ref)
 		if problem != nil {
 			out.Problems = append(out.Problems, *problem)
 			continue
@@ -169,30 +235,17 @@ func compileTLS(v *view, g *gatewayFact, l *gatewayv1.Listener, out *record.List
 	}
 }
 
-// validatesClients tells whether the Gateway asks for client certificates on a port.
-func validatesClients(spec *gatewayv1.GatewaySpec, port int32) bool {
-	if spec.TLS == nil || spec.TLS.Frontend == nil {
-		return false
-	}
-	for _, p := range spec.TLS.Frontend.PerPort {
-		if p.Port == port {
-			return p.TLS.Validation != nil
-		}
-	}
-	return spec.TLS.Frontend.Default.Validation != nil
-}
-
-func resolveCertificate(v *view, namespace string, ref gatewayv1.SecretObjectReference) (record.Key, *record.Problem) {
+func resolveCertificate(v *view, owner record.Object, ref gatewayv1.SecretObjectReference) (record.Key, *record.Problem) {
 	if (ref.Group != nil && *ref.Group != "") || (ref.Kind != nil && *ref.Kind != "Secret") {
-		p := unresolved("InvalidCertificateRef", fmt.Sprintf("certificateRef %s is no core Secret: name a Secret of type kubernetes.io/tls", ref.Name))
+		p := unresolved("InvalidCertificateRef", fmt.Sprintf("%s is no core Secret: name a Secret of type kubernetes.io/tls", ref.Name))
 		return record.Key{}, &p
 	}
-	target := namespace
+	target := owner.Namespace
 	if ref.Namespace != nil {
 		target = string(*ref.Namespace)
 	}
-	if !v.granted("Gateway", namespace, "Secret", target, string(ref.Name)) {
-		p := unresolved("RefNotPermitted", fmt.Sprintf("no ReferenceGrant in namespace %s allows Gateways of %s to use Secret %s: create one", target, namespace, ref.Name))
+	if !v.granted(owner.Kind, owner.Namespace, "Secret", target, string(ref.Name)) {
+		p := unresolved("RefNotPermitted", fmt.Sprintf("no ReferenceGrant in namespace %s allows %ss of %s to use Secret %s: create one", target, owner.Kind, owner.Namespace, ref.Name))
 		return record.Key{}, &p
 	}
 	return v.key(record.KindSecret, target, string(ref.Name)), nil

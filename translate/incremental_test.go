@@ -59,7 +59,8 @@ var reached = []string{
 	"pathSeparatedPrefix:", "path: /a", "safeRegex:", "queryParameters:", "regexRewrite:", "hostRewriteLiteral:", "redirect:", "portRedirect:", "requestMirrorPolicies:",
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
-	"sessionPersistence", "client certificate validation", "listener filters", "ExternalName", "ExternalAuth", "is not valid: use a DNS name", "program", "missing closing",
+	"sessionPersistence", "trust ", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
+	"listener filters", "ExternalName", "ExternalAuth", "is not valid: use a DNS name", "program", "missing closing",
 }
 
 func note(t *testing.T, seen map[string]int, records map[record.Key]Put) {
@@ -112,7 +113,7 @@ func (w *world) edit() {
 }
 
 func (w *world) change() Event {
-	kind := pick(w.r, "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "Namespace", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
+	kind := pick(w.r, "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "Namespace", "ListenerSet", "ConfigMap", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
 	o := w.make(kind)
 	e := eventOf(kind, o)
 	in := input{kind, e.Namespace, e.Name}
@@ -239,6 +240,12 @@ func (w *world) make(kind string) Object {
 		o.Labels = map[string]string{"l": pick(r, "1", "2")}
 	case *gatewayv1.Gateway:
 		w.gateway(o)
+	case *gatewayv1.ListenerSet:
+		o.Spec.ParentRef = gatewayv1.ParentGatewayReference{Name: pick[gatewayv1.ObjectName](r, "x", "y"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Kind: maybe[gatewayv1.Kind](r, "Gateway", "Gateway", "Service")}
+		o.Spec.Listeners = some(r, 2, func() gatewayv1.ListenerEntry { return gatewayv1.ListenerEntry(w.listener()) })
+	case *corev1.ConfigMap:
+		o.Name = pick(r, "ca1", "ca2")
+		o.Data = pick(r, nil, map[string]string{"ca.crt": "none"}, map[string]string{"ca.crt": string(certificates()["ecdsa"].cert)})
 	case *gatewayv1.HTTPRoute:
 		o.Spec = gatewayv1.HTTPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.rule)}
 	case *gatewayv1.GRPCRoute:
@@ -255,10 +262,10 @@ func (w *world) make(kind string) Object {
 		w.secret(o)
 	case *gatewayv1.ReferenceGrant:
 		o.Spec.From = some(r, 2, func() gatewayv1.ReferenceGrantFrom {
-			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "Gateway"), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
+			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "Gateway", "ListenerSet"), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
 		})
 		o.Spec.To = some(r, 2, func() gatewayv1.ReferenceGrantTo {
-			return gatewayv1.ReferenceGrantTo{Group: pick[gatewayv1.Group](r, "", "", "x"), Kind: pick[gatewayv1.Kind](r, "Service", "Secret"), Name: maybe[gatewayv1.ObjectName](r, "v1", "s1")}
+			return gatewayv1.ReferenceGrantTo{Group: pick[gatewayv1.Group](r, "", "", "x"), Kind: pick[gatewayv1.Kind](r, "Service", "Secret", "ConfigMap"), Name: maybe[gatewayv1.ObjectName](r, "v1", "s1")}
 		})
 	}
 	return o
@@ -272,10 +279,11 @@ func (w *world) gateway(o *gatewayv1.Gateway) {
 	})
 	if r.IntN(4) == 0 {
 		o.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{ParametersRef: maybe(r, gatewayv1.LocalParametersReference{})}
-		o.Spec.TLS = &gatewayv1.GatewayTLSConfig{Frontend: maybe(r, gatewayv1.FrontendTLSConfig{
-			Default: gatewayv1.TLSConfig{Validation: maybe(r, gatewayv1.FrontendTLSValidation{})},
+		o.Spec.AllowedListeners = maybe(r, gatewayv1.AllowedListeners{Namespaces: maybe(r, gatewayv1.ListenerNamespaces{From: maybe(r, gatewayv1.NamespacesFromAll, gatewayv1.NamespacesFromSelector)})})
+		o.Spec.TLS = &gatewayv1.GatewayTLSConfig{Backend: maybe(r, gatewayv1.GatewayBackendTLS{ClientCertificateRef: maybe(r, w.certificate())}), Frontend: maybe(r, gatewayv1.FrontendTLSConfig{
+			Default: gatewayv1.TLSConfig{Validation: maybe(r, w.validation())},
 			PerPort: some(r, 1, func() gatewayv1.TLSPortConfig {
-				return gatewayv1.TLSPortConfig{Port: 443, TLS: gatewayv1.TLSConfig{Validation: maybe(r, gatewayv1.FrontendTLSValidation{})}}
+				return gatewayv1.TLSPortConfig{Port: 443, TLS: gatewayv1.TLSConfig{Validation: maybe(r, w.validation())}}
 			}),
 		})}
 	}
@@ -294,9 +302,7 @@ func (w *world) listener() gatewayv1.Listener {
 		l.Filters = &gatewayv1.ListenerFilters{Requests: some(r, 1, func() gatewayv1.ListenerFilter { return gatewayv1.ListenerFilter{} })}
 	}
 	if r.IntN(4) > 0 {
-		l.TLS = &gatewayv1.ListenerTLSConfig{Mode: maybe(r, gatewayv1.TLSModeTerminate, gatewayv1.TLSModeTerminate, gatewayv1.TLSModePassthrough), CertificateRefs: some(r, 2, func() gatewayv1.SecretObjectReference {
-			return gatewayv1.SecretObjectReference{Group: maybe[gatewayv1.Group](r, "", "", "g"), Kind: maybe[gatewayv1.Kind](r, "Secret", "Secret", "ConfigMap"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "s1", "s2")}
-		})}
+		l.TLS = &gatewayv1.ListenerTLSConfig{Mode: maybe(r, gatewayv1.TLSModeTerminate, gatewayv1.TLSModeTerminate, gatewayv1.TLSModePassthrough), CertificateRefs: some(r, 2, w.certificate)}
 	}
 	if r.IntN(3) > 0 {
 		l.AllowedRoutes = &gatewayv1.AllowedRoutes{
@@ -313,10 +319,22 @@ func (w *world) listener() gatewayv1.Listener {
 	return l
 }
 
+func (w *world) certificate() gatewayv1.SecretObjectReference {
+	r := w.r
+	return gatewayv1.SecretObjectReference{Group: maybe[gatewayv1.Group](r, "", "", "g"), Kind: maybe[gatewayv1.Kind](r, "Secret", "Secret", "ConfigMap"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "s1", "s2")}
+}
+
+func (w *world) validation() gatewayv1.FrontendTLSValidation {
+	r := w.r
+	return gatewayv1.FrontendTLSValidation{Mode: pick(r, "", gatewayv1.AllowValidOnly, gatewayv1.AllowInsecureFallback), CACertificateRefs: some(r, 2, func() gatewayv1.ObjectReference {
+		return gatewayv1.ObjectReference{Kind: pick[gatewayv1.Kind](r, "ConfigMap", "ConfigMap", "Service"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "ca1", "ca2")}
+	})}
+}
+
 func (w *world) parent() gatewayv1.ParentReference {
 	r := w.r
 	return gatewayv1.ParentReference{
-		Group: maybe[gatewayv1.Group](r, gatewayv1.GroupName, ""), Kind: maybe[gatewayv1.Kind](r, "Gateway", "Service"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"),
+		Group: maybe[gatewayv1.Group](r, gatewayv1.GroupName, ""), Kind: maybe[gatewayv1.Kind](r, "Gateway", "ListenerSet", "Service"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"),
 		Name: pick[gatewayv1.ObjectName](r, "x", "y"), SectionName: maybe[gatewayv1.SectionName](r, "l1"), Port: maybe[int32](r, 80),
 	}
 }

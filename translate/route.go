@@ -244,14 +244,14 @@ func (r *ruleCompiler) encode(base record.Match, match *routev3.RouteMatch, does
 	return base, nil
 }
 
-// ports are where the Gateways listen that the route names as parents.
+// ports are where the Gateways and ListenerSets listen that the route names as parents.
 func (r *ruleCompiler) ports() []schemePort {
 	var out []schemePort
 	for _, p := range r.parents {
-		if p.Group != gatewayv1.GroupName || p.Kind != "Gateway" {
+		if p.Group != gatewayv1.GroupName {
 			continue
 		}
-		for _, at := range r.view.ports(p.Namespace, p.Name) {
+		for _, at := range r.view.ports(p.Kind, p.Namespace, p.Name) {
 			if !slices.Contains(out, at) {
 				out = append(out, at)
 			}

@@ -19,10 +19,13 @@ var compilers = map[record.Kind]func(*view, record.Key) compiled{
 	record.KindClass:     compileClass,
 	record.KindNamespace: compileNamespace,
 	record.KindGateway:   compileGateway,
-	record.KindRoute:     compileRoute,
-	record.KindBackend:   compileBackend,
-	record.KindEndpoints: compileEndpoints,
-	record.KindSecret:    compileSecret,
+
+	record.KindListenerSet: compileListenerSet,
+	record.KindTrust:       compileTrust,
+	record.KindRoute:       compileRoute,
+	record.KindBackend:     compileBackend,
+	record.KindEndpoints:   compileEndpoints,
+	record.KindSecret:      compileSecret,
 }
 
 // run compiles a unit. A panic quarantines it (D16): it keeps its last good record, with a problem.
@@ -95,9 +98,14 @@ func tooLarge(value any, size int) any {
 		return record.Route{Object: r.Object, Created: r.Created, Hostnames: r.Hostnames, Parents: r.Parents, Problems: []record.Problem{problem}}
 	case record.Gateway:
 		return record.Gateway{Object: r.Object, Class: r.Class, Problems: []record.Problem{problem}}
+	case record.ListenerSet:
+		return record.ListenerSet{Object: r.Object, Created: r.Created, Parent: r.Parent, Problems: []record.Problem{problem}}
 	case record.Secret:
 		problem.Condition, problem.Reason = "ResolvedRefs", "InvalidCertificateRef"
 		return record.Secret{Name: r.Name, Problem: &problem}
+	case record.Trust:
+		problem.Condition, problem.Reason = "ResolvedRefs", "InvalidCACertificateRef"
+		return record.Trust{Problem: &problem}
 	case record.Namespace:
 		return record.Namespace{Name: r.Name}
 	case record.Class:
@@ -133,18 +141,7 @@ func (c *Compiler) recall(k record.Key) Put {
 		return Put{}
 	}
 	put := Put{Key: k, Payload: payload}
-	var gateway record.Gateway
-	var route record.Route
-	switch {
-	case k.Kind == record.KindRoute && record.Unmarshal(payload, &route) == nil:
-		put.Refs = refsOfRoute(route)
-		route.Problems = slices.DeleteFunc(route.Problems, fellBack)
-		put.Payload = mustMarshal(route)
-	case k.Kind == record.KindGateway && record.Unmarshal(payload, &gateway) == nil:
-		put.Refs = refsOfGateway(gateway)
-		gateway.Problems = slices.DeleteFunc(gateway.Problems, fellBack)
-		put.Payload = mustMarshal(gateway)
-	}
+	put = edit(put, func(problems []record.Problem) []record.Problem { return slices.DeleteFunc(problems, fellBack) })
 	slices.SortFunc(put.Refs, record.Key.Compare)
 	put.Refs = slices.Compact(put.Refs)
 	return put
@@ -154,15 +151,27 @@ func fellBack(p record.Problem) bool { return p.Condition == "PartiallyInvalid" 
 
 // withProblem adds a problem to a record that can carry one.
 func withProblem(put Put, p record.Problem) Put {
+	refs := put.Refs
+	put = edit(put, func(problems []record.Problem) []record.Problem { return append(problems, p) })
+	put.Refs = refs
+	return put
+}
+
+// edit changes the problems of a record that has some, and reads its references from its content.
+func edit(put Put, change func([]record.Problem) []record.Problem) Put {
 	var gateway record.Gateway
+	var set record.ListenerSet
 	var route record.Route
 	switch {
 	case put.Key.Kind == record.KindRoute && record.Unmarshal(put.Payload, &route) == nil:
-		route.Problems = append(route.Problems, p)
+		put.Refs, route.Problems = refsOfRoute(route), change(route.Problems)
 		put.Payload = mustMarshal(route)
 	case put.Key.Kind == record.KindGateway && record.Unmarshal(put.Payload, &gateway) == nil:
-		gateway.Problems = append(gateway.Problems, p)
+		put.Refs, gateway.Problems = refsOfGateway(gateway), change(gateway.Problems)
 		put.Payload = mustMarshal(gateway)
+	case put.Key.Kind == record.KindListenerSet && record.Unmarshal(put.Payload, &set) == nil:
+		put.Refs, set.Problems = refsOfListeners(set.Listeners), change(set.Problems)
+		put.Payload = mustMarshal(set)
 	}
 	return put
 }

@@ -32,14 +32,20 @@ func (v *view) controller(class string) string {
 	return controllerOf(v.c.facts[input{"GatewayClass", "", class}])
 }
 
+// class gives the class of a Gateway, "" where there is no such Gateway.
+func (v *view) class(namespace, name string) string {
+	v.reads[input{inputClass, namespace, name}] = struct{}{}
+	return classOf(v.c.facts[input{"Gateway", namespace, name}])
+}
+
 func (v *view) ours(controller string) bool {
 	return slices.Contains(v.c.cfg.ControllerNames, controller)
 }
 
-// ports gives the (scheme, port) pairs of a Gateway.
-func (v *view) ports(namespace, name string) []schemePort {
-	v.reads[input{inputPorts, namespace, name}] = struct{}{}
-	return portsOf(v.c.facts[input{"Gateway", namespace, name}])
+// ports gives the (scheme, port) pairs of a Gateway or a ListenerSet.
+func (v *view) ports(kind, namespace, name string) []schemePort {
+	v.reads[input{kind + inputPorts, namespace, name}] = struct{}{}
+	return portsOf(v.c.facts[input{kind, namespace, name}])
 }
 
 // slices gives the EndpointSlices of a Service, by name.
@@ -88,18 +94,36 @@ type schemePort struct {
 var schemes = map[gatewayv1.ProtocolType]string{gatewayv1.HTTPProtocolType: "http", gatewayv1.HTTPSProtocolType: "https"}
 
 func portsOf(f any) []schemePort {
-	g, ok := f.(*gatewayFact)
-	if !ok || g == nil {
-		return nil
-	}
 	var out []schemePort
-	for _, l := range g.spec.Listeners {
+	for _, l := range listenersIn(f) {
 		p := schemePort{schemes[l.Protocol], int32(l.Port)}
 		if p.scheme != "" && !slices.Contains(out, p) {
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// listenersIn gives the listeners of a Gateway or of a ListenerSet, whose entries have the same shape.
+func listenersIn(f any) []gatewayv1.Listener {
+	switch f := f.(type) {
+	case *gatewayFact:
+		return f.spec.Listeners
+	case *listenerSetFact:
+		out := make([]gatewayv1.Listener, len(f.spec.Listeners))
+		for i, e := range f.spec.Listeners {
+			out[i] = gatewayv1.Listener(e)
+		}
+		return out
+	}
+	return nil
+}
+
+func classOf(f any) string {
+	if g, ok := f.(*gatewayFact); ok && g != nil {
+		return string(g.spec.GatewayClassName)
+	}
+	return ""
 }
 
 func controllerOf(f any) string {

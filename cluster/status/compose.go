@@ -60,33 +60,41 @@ func Gateway(s assemble.GatewayStatus, addresses []string, c Convergence, now me
 		conditions = append(conditions, programmed)
 	}
 	out.Conditions = merge(present.Conditions, conditions, now)
+	if s.AttachedListenerSets > 0 {
+		out.AttachedListenerSets = &s.AttachedListenerSets
+	}
 	for _, l := range s.Listeners {
-		conditions := slices.Clone(l.Conditions)
-		if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == "Programmed" }) {
-			p := c.condition(string(gatewayv1.ListenerConditionProgrammed), s.Object.Generation)
-			if broken(conditions) {
-				p.Status, p.Reason, p.Message = metav1.ConditionFalse, string(gatewayv1.ListenerReasonInvalid), "this listener cannot be served; see its other conditions"
-			}
-			conditions = append(conditions, p)
-		}
-		l.Conditions = merge(listenerConditions(present, l.Name), conditions, now)
+		l.Conditions = merge(listenerConditions(present.Listeners, l.Name), programmedToo(l.Conditions, c, s.Object.Generation), now)
 		out.Listeners = append(out.Listeners, l)
 	}
 	return out
 }
 
-// broken tells whether a listener's own conditions keep it from being served.
-func broken(conditions []metav1.Condition) bool {
-	for _, c := range conditions {
-		if (c.Type == "Accepted" || c.Type == "ResolvedRefs") && c.Status == metav1.ConditionFalse || c.Type == "Conflicted" && c.Status == metav1.ConditionTrue {
-			return true
-		}
+// ListenerSet composes a ListenerSet's status; c is how far its Gateway's fleet is.
+func ListenerSet(s assemble.ListenerSetStatus, c Convergence, now metav1.Time, present gatewayv1.ListenerSetStatus) gatewayv1.ListenerSetStatus {
+	out := gatewayv1.ListenerSetStatus{Conditions: merge(present.Conditions, programmedToo(s.Conditions, c, s.Object.Generation), now)}
+	before := make([]gatewayv1.ListenerStatus, len(present.Listeners))
+	for i, l := range present.Listeners {
+		before[i] = gatewayv1.ListenerStatus(l)
 	}
-	return false
+	for _, l := range s.Listeners {
+		l.Conditions = merge(listenerConditions(before, l.Name), programmedToo(l.Conditions, c, s.Object.Generation), now)
+		out.Listeners = append(out.Listeners, l)
+	}
+	return out
 }
 
-func listenerConditions(present gatewayv1.GatewayStatus, name gatewayv1.SectionName) []metav1.Condition {
-	for _, l := range present.Listeners {
+// programmedToo adds whether proxies run it, unless committed state alone says that they do not.
+func programmedToo(conditions []metav1.Condition, c Convergence, generation int64) []metav1.Condition {
+	kind := string(gatewayv1.ListenerConditionProgrammed)
+	if slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == kind }) {
+		return conditions
+	}
+	return append(slices.Clone(conditions), c.condition(kind, generation))
+}
+
+func listenerConditions(present []gatewayv1.ListenerStatus, name gatewayv1.SectionName) []metav1.Condition {
+	for _, l := range present {
 		if l.Name == name {
 			return l.Conditions
 		}

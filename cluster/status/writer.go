@@ -30,6 +30,7 @@ type Facts interface {
 	Gateway(record.Key) (assemble.GatewayStatus, bool)
 	Route(record.Key) (assemble.RouteStatus, bool)
 	Class(record.Key) (assemble.ClassStatus, bool)
+	ListenerSet(record.Key) (assemble.ListenerSetStatus, bool)
 	// Converged tells how far a fleet is with an index; part names the record whose rejection counts, "" = any listener's.
 	Converged(fleet string, index uint64, part record.Key) Convergence
 	// Reached is the index up to which every proxy of a fleet that counts has ACKed what it was sent (0 where none counts, the highest number where
@@ -277,6 +278,8 @@ func (w *Writer) compose(k record.Key) (composed, bool) {
 		return w.route(k)
 	case record.KindClass:
 		return w.class(k)
+	case record.KindListenerSet:
+		return w.listenerSet(k)
 	}
 	return composed{}, false
 }
@@ -292,6 +295,20 @@ func (w *Writer) gateway(k record.Key) (composed, bool) {
 	}}
 	if s.Valid && !c.Live() {
 		out.waits = []wait{{fleet, s.Index}}
+	}
+	return out, ok
+}
+
+func (w *Writer) listenerSet(k record.Key) (composed, bool) {
+	s, ok := w.Facts.ListenerSet(k)
+	c := w.Facts.Converged(s.Fleet, s.Index, s.Gateway)
+	out := composed{object: s.Object, rejected: c.Rejected != "", with: func(present []byte, now metav1.Time) (any, error) {
+		var p gatewayv1.ListenerSetStatus
+		err := json.Unmarshal(present, &p)
+		return ListenerSet(s, c, now, p), err
+	}}
+	if s.Valid && !c.Live() {
+		out.waits = []wait{{s.Fleet, s.Index}}
 	}
 	return out, ok
 }

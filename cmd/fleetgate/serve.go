@@ -273,6 +273,7 @@ func (r *replica) lead(ctx context.Context) {
 	r.acks.lead()
 	gateways, routes := r.pipe.keys()
 	r.status.Touch(append(gateways, routes...))
+	r.status.Touch(r.pipe.attached())
 	r.touchClasses()
 	var wg sync.WaitGroup
 	wg.Go(func() { r.leader.Run(ctx) })
@@ -485,6 +486,9 @@ func (r *replica) Addresses(cluster string) []string {
 
 // Class passes on what is assembled.
 func (r *replica) Class(k record.Key) (assemble.ClassStatus, bool) { return r.pipe.Class(k) }
+func (r *replica) ListenerSet(k record.Key) (assemble.ListenerSetStatus, bool) {
+	return r.pipe.ListenerSet(k)
+}
 
 // Source is a cluster's source, nil if it is none of ours.
 func (r *replica) Source(cluster string) member.Source {

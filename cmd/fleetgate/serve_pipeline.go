@@ -180,7 +180,7 @@ func (p *pipeline) trial(fleet string, t xds.Type, name string, refuse map[strin
 // resource opens sealed secrets; everything else passes as it is.
 func (p *pipeline) resource(r assemble.Resource) (xds.Resource, bool) {
 	out := xds.Resource{Type: xds.Type(r.Type), Name: r.Name, Version: r.Version, Bytes: r.Bytes, Index: r.Index, Uses: r.Uses, Parts: r.Parts}
-	if r.Type != assemble.TypeSecret || r.Bytes == nil {
+	if r.Type != assemble.TypeSecret || r.Bytes == nil || r.Plain {
 		return out, true
 	}
 	plain, err := p.open(r.Bytes, secretContext(r.Name))
@@ -212,6 +212,13 @@ func (p *pipeline) Gateway(k record.Key) (assemble.GatewayStatus, bool) {
 	return p.state.GatewayStatus(k)
 }
 
+// ListenerSet reads what committed state says of a ListenerSet.
+func (p *pipeline) ListenerSet(k record.Key) (assemble.ListenerSetStatus, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.ListenerSetStatus(k)
+}
+
 // Route reads what committed state says of a route.
 func (p *pipeline) Route(k record.Key) (assemble.RouteStatus, bool) {
 	p.mu.RLock()
@@ -224,6 +231,13 @@ func (p *pipeline) due(fleet string, index uint64) uint64 {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return min(index, p.fleets[fleet])
+}
+
+// attached lists what else has a status because of a Gateway: ListenerSets.
+func (p *pipeline) attached() []record.Key {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.ListenerSets()
 }
 
 // keys lists the Gateways and routes that have a status.

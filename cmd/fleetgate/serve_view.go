@@ -182,4 +182,5 @@ func (r *replica) touchFleet(cluster, namespace, name string) {
 	_, routes := r.pipe.keys()
 	keys := []record.Key{{Cluster: cluster, Namespace: namespace, Kind: record.KindGateway, Name: name}}
 	r.status.Touch(append(keys, routes...))
+	r.status.Touch(r.pipe.attached())
 }

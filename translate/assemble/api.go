@@ -52,6 +52,7 @@ type Resource struct {
 	Index   uint64
 	Uses    []string
 	Parts   map[string]string
+	Plain   bool // of a secret: its Bytes are not sealed, for they hold only certificates of authorities
 }
 
 // FleetDelta is what changed for the fleet of one Gateway.
@@ -77,10 +78,24 @@ type GatewayStatus struct {
 	Pending    string // why the newest content is not live, "" = it is; all else here speaks of what is live
 	Conditions []metav1.Condition
 	Listeners  []gatewayv1.ListenerStatus
-	Ports      []int32
-	// Listener facts for a view, in the order of Listeners.
+	// AttachedListenerSets counts the ListenerSets that are accepted.
+	AttachedListenerSets int32
+	Ports                []int32
+	// Listener facts for a view, in the order of Listeners; Ports above are those of ListenerSets too.
 	Hostnames []string
 	Protocols []string
+}
+
+// ListenerSetStatus is what committed records say of a ListenerSet whose Gateway is ours; Programmed is added as to a Gateway's.
+type ListenerSetStatus struct {
+	Object     record.Object
+	Fleet      string
+	Gateway    record.Key
+	Index      uint64 // that of its Gateway
+	Valid      bool   // at least one listener can be programmed
+	Pending    string // why the newest content is not live, "" = it is
+	Conditions []metav1.Condition
+	Listeners  []gatewayv1.ListenerEntryStatus
 }
 
 // RouteStatus is what committed records say of a route.
@@ -91,7 +106,7 @@ type RouteStatus struct {
 	Pending   string // why the newest content is not live yet, "" = it is
 	Rejected  bool   // because proxies rejected it
 	Parents   []ParentStatus
-	// MissingParents are the Gateways that parentRefs name and that do not exist, as "namespace/name": no controller can report these in a status.
+	// MissingParents are the Gateways and ListenerSets that parentRefs name and that do not exist, as "namespace/name": no controller can report these in a status.
 	MissingParents []string
 }
 

@@ -41,10 +41,11 @@ func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) 
 	refused := refusal(r)
 	bound, counted := map[int]bool{}, map[int]bool{}
 	for i, p := range r.Parents {
-		if !names(p, k.Cluster, g.key) {
+		set, named := g.owner(k.Cluster, p)
+		if !named {
 			continue
 		}
-		taken, reason, message := matchParent(k, r, p, g, space)
+		taken, reason, message := matchParent(k, r, p, set, g, space)
 		if reason == gatewayv1.RouteReasonAccepted && refused != nil {
 			reason, message = gatewayv1.RouteConditionReason(refused.Reason), refused.Message
 		}
@@ -65,28 +66,25 @@ func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) 
 	return a
 }
 
-// names tells whether a parentRef names a Gateway.
-func names(p record.Parent, cluster string, g record.Key) bool {
-	return isGateway(p) && cluster == g.Cluster && p.Namespace == g.Namespace && p.Name == g.Name
-}
-
-func isGateway(p record.Parent) bool { return p.Group == gatewayv1.GroupName && p.Kind == "Gateway" }
-
-// matchParent narrows a Gateway's listeners down to those that a parentRef attaches to, or gives the reason of the step that left none.
-func matchParent(k record.Key, r *record.Route, p record.Parent, g *gateway, space map[string]string) ([]*listener, gatewayv1.RouteConditionReason, string) {
+// matchParent narrows the listeners of a Gateway (set nil) or of its ListenerSet down to those that a parentRef attaches to, or gives the reason of the
+// step that left none.
+func matchParent(k record.Key, r *record.Route, p record.Parent, set *listenerSet, g *gateway, space map[string]string) ([]*listener, gatewayv1.RouteConditionReason, string) {
+	if set != nil && set.refused != nil {
+		return nil, gatewayv1.RouteReasonNoMatchingParent, fmt.Sprintf("ListenerSet %s/%s: %s", p.Namespace, p.Name, set.refused.Message)
+	}
 	named := filter(g.listeners, func(l *listener) bool {
-		return (p.SectionName == "" || p.SectionName == l.Name) && (p.Port == 0 || p.Port == l.Port)
+		return l.set == set && (p.SectionName == "" || p.SectionName == l.Name) && (p.Port == 0 || p.Port == l.Port)
 	})
 	if len(named) == 0 {
-		return nil, gatewayv1.RouteReasonNoMatchingParent, fmt.Sprintf("Gateway %s/%s has no listener with this sectionName and port; correct the parentRef", p.Namespace, p.Name)
+		return nil, gatewayv1.RouteReasonNoMatchingParent, fmt.Sprintf("%s %s/%s has no listener with this sectionName and port; correct the parentRef", p.Kind, p.Namespace, p.Name)
 	}
-	allowed := filter(named, func(l *listener) bool { return allows(l, g.key.Namespace, r.Object.Kind, k.Namespace, space) })
+	allowed := filter(named, func(l *listener) bool { return allows(l, p.Namespace, r.Object.Kind, k.Namespace, space) })
 	if len(allowed) == 0 {
-		return nil, gatewayv1.RouteReasonNotAllowedByListeners, fmt.Sprintf("no listener allows a %s from namespace %s; ask the owner of Gateway %s/%s to widen allowedRoutes", r.Object.Kind, k.Namespace, p.Namespace, p.Name)
+		return nil, gatewayv1.RouteReasonNotAllowedByListeners, fmt.Sprintf("no listener allows a %s from namespace %s; ask the owner of %s %s/%s to widen allowedRoutes", r.Object.Kind, k.Namespace, p.Kind, p.Namespace, p.Name)
 	}
 	matching := filter(allowed, func(l *listener) bool { return len(domains(l, r)) > 0 })
 	if len(matching) == 0 {
-		return nil, gatewayv1.RouteReasonNoMatchingListenerHostname, fmt.Sprintf("no hostname of the route matches one of a listener of Gateway %s/%s; change hostnames here or the hostname there", p.Namespace, p.Name)
+		return nil, gatewayv1.RouteReasonNoMatchingListenerHostname, fmt.Sprintf("no hostname of the route matches one of a listener of %s %s/%s; change hostnames here or the hostname there", p.Kind, p.Namespace, p.Name)
 	}
 	return matching, gatewayv1.RouteReasonAccepted, acceptedMessage(matching)
 }
@@ -102,8 +100,8 @@ func acceptedMessage(listeners []*listener) string {
 	return fmt.Sprintf("the route is attached, but listener %q is not served; see the conditions of that listener", listeners[0].Name)
 }
 
-// allows tells whether a listener's allowedRoutes take a route.
-func allows(l *listener, gatewayNamespace, kind, namespace string, space map[string]string) bool {
+// allows tells whether a listener's allowedRoutes take a route; own is the namespace of the listener's Gateway or ListenerSet.
+func allows(l *listener, own, kind, namespace string, space map[string]string) bool {
 	if !slices.Contains(l.Kinds, kind) {
 		return false
 	}
@@ -111,7 +109,7 @@ func allows(l *listener, gatewayNamespace, kind, namespace string, space map[str
 	case gatewayv1.NamespacesFromAll:
 		return true
 	case gatewayv1.NamespacesFromSame, "":
-		return namespace == gatewayNamespace
+		return namespace == own
 	case gatewayv1.NamespacesFromSelector:
 		return l.selector != nil && space != nil && l.selector.Matches(labels.Set(space))
 	}

@@ -79,6 +79,9 @@ func (f *fleet) desired(s *State) map[resourceKey]Resource {
 	for _, r := range f.gateway.ports {
 		put(r)
 	}
+	for _, r := range f.gateway.trusts {
+		put(r)
+	}
 	for _, k := range f.gateway.secrets {
 		if r, ok := s.secret(k); ok {
 			put(r)

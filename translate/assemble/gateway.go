@@ -19,11 +19,16 @@ type gateway struct {
 	fleet     string
 	live      live
 	record    *record.Gateway
-	class     string // the class's controller name
-	index     uint64 // highest of its record and its secrets
+	problems  []record.Problem // of the Gateway as a whole: those of its record and those found here
+	class     string           // the class's controller name
+	index     uint64           // highest of its record and its secrets
 	listeners []*listener
 	ports     []Resource         // Envoy listeners
-	secrets   []record.Key       // of served listeners, sorted
+	sets      []*listenerSet     // that name it, in order of precedence
+	clients   map[int32]*clients // how clients are validated, by port
+	client    string             // SDS name of the certificate that backends see, "" = none
+	secrets   []record.Key       // of served listeners, and of client; sorted
+	trusts    []Resource         // authorities that clients are validated with
 	configs   map[string]*config // by name
 	counts    []int32            // attached routes of each listener
 }
@@ -32,19 +37,23 @@ type gateway struct {
 func newGateway(k record.Key, l live, controller, withheld string, s *State) *gateway {
 	r, _ := l.value.(*record.Gateway)
 	g := &gateway{
-		key:     k,
-		fleet:   record.FleetName(k.Cluster, k.Namespace, k.Name),
-		live:    l,
-		record:  r,
-		class:   controller,
-		configs: map[string]*config{},
-		counts:  make([]int32, len(r.Listeners)),
+		key:    k,
+		fleet:  record.FleetName(k.Cluster, k.Namespace, k.Name),
+		live:   l,
+		record: r,
+
+		problems: slices.Clone(r.Problems),
+		class:    controller,
+		configs:  map[string]*config{},
+		clients:  map[int32]*clients{},
 	}
-	g.listeners = listenersOf(r, func(k record.Key) *record.Secret { return as[record.Secret](s.entries[k]) })
-	if withheld != "" {
-		refuse(g.listeners, withheld)
-	}
+	g.sets = s.setsOf(k, r)
+	g.buildListeners(s, withheld)
+	g.counts = make([]int32, len(g.listeners))
 	g.index = l.Index
+	for _, set := range g.sets {
+		g.index = max(g.index, set.live.Index)
+	}
 	for _, k := range g.secretKeys() {
 		if e := s.entries[k]; e != nil && e.live.decoded != nil {
 			g.index = max(g.index, e.live.Index)
@@ -57,13 +66,70 @@ func newGateway(k record.Key, l live, controller, withheld string, s *State) *ga
 			g.secrets = append(g.secrets, l.secretKeys()...)
 		}
 	}
+	g.showToBackends(s)
 	slices.SortFunc(g.secrets, record.Key.Compare)
 	g.secrets = slices.Compact(g.secrets)
 	return g
 }
 
+// buildListeners merges the Gateway's own listeners with those of its ListenerSets, and decides which of them can be served.
+func (g *gateway) buildListeners(s *State, withheld string) {
+	g.listeners = listenersOf(g, func(k record.Key) *record.Secret { return as[record.Secret](s.entries[k]) })
+	for _, l := range g.listeners {
+		if l.Protocol == protocolHTTPS && g.clients[l.Port] == nil {
+			g.clients[l.Port] = s.clientsOf(g, l.Port)
+		}
+		l.validate(g.clients[l.Port])
+	}
+	if withheld != "" {
+		refuse(g.of(nil), withheld)
+	}
+	for _, set := range g.sets {
+		if set.withheld != "" {
+			refuse(g.of(set), set.withheld)
+		}
+	}
+}
+
+// validate adds what is wrong with the validation of a listener's clients, if there is one.
+func (l *listener) validate(c *clients) {
+	if c == nil || l.Protocol != protocolHTTPS {
+		return
+	}
+	l.notes = filter(c.notes, func(p record.Problem) bool { return p.Condition == string(gatewayv1.ListenerConditionResolvedRefs) })
+	if p := c.obstacle(); p != nil {
+		l.problems = append(l.problems, *p)
+		l.blocked = l.obstacle()
+	}
+}
+
+// showToBackends takes up the certificate that backends see, or says why it cannot.
+func (g *gateway) showToBackends(s *State) {
+	k := g.record.ClientKey
+	if k == nil {
+		return
+	}
+	secret := as[record.Secret](s.entries[*k])
+	if secret != nil && secret.Problem == nil {
+		g.client = g.record.Client
+		g.secrets = append(g.secrets, *k)
+		return
+	}
+	message := fmt.Sprintf("Secret %s/%s is not there; create it", k.Namespace, k.Name)
+	if secret != nil {
+		message = secret.Problem.Message
+	}
+	g.problems = append(g.problems, record.Problem{
+		Condition: string(gatewayv1.GatewayConditionResolvedRefs), Reason: string(gatewayv1.GatewayReasonInvalidClientCertificateRef), Rule: -1,
+		Message: "tls.backend.clientCertificateRef: " + message,
+	})
+}
+
 func (g *gateway) secretKeys() []record.Key {
 	var out []record.Key
+	if g.record.ClientKey != nil {
+		out = append(out, *g.record.ClientKey)
+	}
 	for _, l := range g.listeners {
 		out = append(out, l.secretKeys()...)
 	}
@@ -90,14 +156,18 @@ func (g *gateway) configOf(l *listener) *config {
 
 // sameShape tells whether what routes attach to is the same.
 func (g *gateway) sameShape(h *gateway) bool {
-	return g.live.same(h.live) && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool { return a.served() == b.served() })
+	return g.live.same(h.live) && slices.EqualFunc(g.sets, h.sets, (*listenerSet).same) && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool { return a.served() == b.served() })
 }
 
 // renew takes over what may differ in a Gateway of the same shape.
 func (g *gateway) renew(h *gateway) {
 	g.live, g.class, g.index, g.ports, g.secrets = h.live, h.class, h.index, h.ports, h.secrets
+	g.problems, g.clients, g.client, g.trusts = h.problems, h.clients, h.client, h.trusts
+	for i, set := range g.sets { // listeners point to them
+		*set = *h.sets[i]
+	}
 	for i, l := range g.listeners {
-		l.problems, l.blocked = h.listeners[i].problems, h.listeners[i].blocked
+		l.problems, l.notes, l.blocked = h.listeners[i].problems, h.listeners[i].notes, h.listeners[i].blocked
 	}
 }
 
@@ -116,7 +186,21 @@ func (g *gateway) buildPorts(c Config) {
 			continue
 		}
 		g.ports = append(g.ports, r)
+		g.trust(port)
 	}
+}
+
+// trust serves the authorities of a port that validates its clients.
+func (g *gateway) trust(port int32) {
+	c := g.clients[port]
+	if c == nil {
+		return
+	}
+	r, err := c.resource(g.index)
+	if err != nil {
+		return // the chains that name it were made of the same
+	}
+	g.trusts = append(g.trusts, r)
 }
 
 // refuse keeps listeners from being served.
@@ -135,12 +219,18 @@ func refuse(listeners []*listener, message string) {
 // buildPort makes the Envoy listener of a port, whose bytes are constant but for the chains of TLS (D17).
 func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resource, error) {
 	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: map[string]string{PartID(g.key): g.live.form}}
-	listeners = slices.SortedFunc(slices.Values(listeners), func(a, b *listener) int { return cmp.Compare(a.Name, b.Name) })
+	listeners = slices.SortedFunc(slices.Values(listeners), func(a, b *listener) int { return cmp.Compare(a.id, b.id) })
 	secure := listeners[0].Protocol == protocolHTTPS
 	var chains []*listenerv3.FilterChain
 	for _, l := range listeners {
 		out.Uses = append(out.Uses, configName(g.fleet, l))
 		out.Uses = append(out.Uses, l.secretNames()...)
+		if c := g.clients[port]; c != nil && secure {
+			out.Uses = append(out.Uses, c.name)
+		}
+		if l.set != nil {
+			out.Parts[PartID(l.set.key)] = l.set.live.form
+		}
 		if !secure && len(chains) > 0 {
 			continue // plaintext listeners share the chain
 		}
@@ -180,7 +270,7 @@ func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) 
 	if l.hostname != "" {
 		names = []string{l.hostname}
 	}
-	return envoy.HTTPSChain(l.Name, names, l.Secrets, hcm)
+	return envoy.HTTPSChain(l.id, names, l.Secrets, g.clients[l.Port].downstream(), hcm)
 }
 
 // place puts a route into the configurations that its bindings name and takes it out of the others. It gives the backends whose use by the Gateway changed.

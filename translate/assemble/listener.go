@@ -22,13 +22,16 @@ const (
 type listener struct {
 	*record.Listener
 	index    int
+	set      *listenerSet // nil = the Gateway's own
+	id       string       // unique within the Gateway: the name, for a ListenerSet's behind namespace and name of that
 	hostname string
 	selector labels.Selector // of allowedRoutes, nil = selects nothing
 	problems []record.Problem
-	conflict *record.Problem // nil = distinct
-	overlaps bool            // an HTTPS listener of the port has a hostname that overlaps
-	blocked  string          // why it is not served, "" = it is
-	config   *config         // of the RouteConfiguration that it shares or has, nil where it is not served
+	notes    []record.Problem // what does not resolve and keeps nothing from being served
+	conflict *record.Problem  // nil = distinct
+	overlaps bool             // an HTTPS listener of the port has a hostname that overlaps
+	blocked  string           // why it is not served, "" = it is
+	config   *config          // of the RouteConfiguration that it shares or has, nil where it is not served
 }
 
 func (l *listener) served() bool { return l.blocked == "" }
@@ -36,20 +39,21 @@ func (l *listener) served() bool { return l.blocked == "" }
 // secretOf looks a certificate's record up: its live content or nil.
 type secretOf func(record.Key) *record.Secret
 
-// listenersOf decides for each listener of a Gateway whether it can be served and why not. It is pure.
-func listenersOf(g *record.Gateway, secret secretOf) []*listener {
-	out := make([]*listener, len(g.Listeners))
-	for i := range g.Listeners {
-		r := &g.Listeners[i]
-		l := &listener{Listener: r, index: i, hostname: anyHost(r.Hostname), problems: slices.Clone(r.Problems)}
-		if r.Allowed.From == string(gatewayv1.NamespacesFromSelector) {
-			l.selector = selectorOf(r.Allowed.Selector)
+// listenersOf decides for each listener of a Gateway and of the ListenerSets that it takes whether it can be served and why not. It is pure.
+func listenersOf(g *gateway, secret secretOf) []*listener {
+	var out []*listener
+	for i := range g.record.Listeners {
+		out = append(out, newListener(nil, &g.record.Listeners[i], secret))
+	}
+	for _, set := range g.sets {
+		for i := range set.record.Listeners {
+			if set.refused == nil {
+				out = append(out, newListener(set, &set.record.Listeners[i], secret))
+			}
 		}
-		if r.Protocol != protocolHTTP && r.Protocol != protocolHTTPS && !l.has(string(gatewayv1.ListenerConditionAccepted)) {
-			l.problems = append(l.problems, unsupportedProtocol(r.Protocol))
-		}
-		l.problems = append(l.problems, certificateProblems(l, secret)...)
-		out[i] = l
+	}
+	for i, l := range out {
+		l.index = i
 	}
 	findConflicts(out)
 	findOverlaps(out)
@@ -57,6 +61,21 @@ func listenersOf(g *record.Gateway, secret secretOf) []*listener {
 		l.blocked = l.obstacle()
 	}
 	return out
+}
+
+func newListener(set *listenerSet, r *record.Listener, secret secretOf) *listener {
+	l := &listener{Listener: r, set: set, id: r.Name, hostname: anyHost(r.Hostname), problems: slices.Clone(r.Problems)}
+	if set != nil {
+		l.id = record.Join(set.key.Namespace, set.key.Name, r.Name)
+	}
+	if r.Allowed.From == string(gatewayv1.NamespacesFromSelector) {
+		l.selector = selectorOf(r.Allowed.Selector)
+	}
+	if r.Protocol != protocolHTTP && r.Protocol != protocolHTTPS && !l.has(string(gatewayv1.ListenerConditionAccepted)) {
+		l.problems = append(l.problems, unsupportedProtocol(r.Protocol))
+	}
+	l.problems = append(l.problems, certificateProblems(l, secret)...)
+	return l
 }
 
 // selectorOf reads a selector in its canonical form; what cannot be read, and "", select nothing.
@@ -117,15 +136,15 @@ func certificateProblems(l *listener, secret secretOf) []record.Problem {
 	return out
 }
 
-// findConflicts marks listeners that are not distinct. Gateway API v1.7: no conflicting listener wins, none of them is accepted.
-// Listeners of protocols that are not served take no part.
+// findConflicts marks listeners that are not distinct. Gateway API v1.7: of one Gateway or ListenerSet no conflicting listener wins, none of them is accepted;
+// between them the Gateway's come first, then the older ListenerSet's, as they are ordered here. Listeners of protocols that are not served take no part.
 func findConflicts(all []*listener) {
-	for _, a := range all {
+	for i, a := range all {
 		if a.has(string(gatewayv1.ListenerConditionAccepted)) {
 			continue
 		}
-		for _, b := range all {
-			if a == b || a.Port != b.Port || b.has(string(gatewayv1.ListenerConditionAccepted)) {
+		for j, b := range all {
+			if a == b || a.Port != b.Port || b.has(string(gatewayv1.ListenerConditionAccepted)) || a.set != b.set && (j > i || b.conflict != nil) {
 				continue
 			}
 			if p := conflict(a, b); p != nil && (a.conflict == nil || p.Reason == string(gatewayv1.ListenerReasonProtocolConflict)) {
@@ -219,7 +238,7 @@ func statuses(all []*listener, l *listener) map[string]uint32 {
 func configName(fleet string, l *listener) string {
 	name := portName(fleet, l.Port)
 	if l.Protocol == protocolHTTPS {
-		name += "/" + record.Join(l.Name)
+		name += "/" + l.id
 	}
 	return name
 }

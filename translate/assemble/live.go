@@ -56,6 +56,10 @@ func decode(kind record.Kind, c *Content) *decoded {
 		d.value, d.err = read[record.Endpoints](c.Payload)
 	case record.KindSecret:
 		d.value, d.err = read[record.Secret](c.Payload)
+	case record.KindListenerSet:
+		d.value, d.err = read[record.ListenerSet](c.Payload)
+	case record.KindTrust:
+		d.value, d.err = read[record.Trust](c.Payload)
 	}
 	return d
 }

@@ -151,6 +151,9 @@ func allStatuses(s *State) map[record.Key]any {
 	for _, k := range s.Routes() {
 		out[k], _ = s.RouteStatus(k)
 	}
+	for _, k := range s.ListenerSets() {
+		out[k], _ = s.ListenerSetStatus(k)
+	}
 	return out
 }
 
@@ -241,7 +244,11 @@ func randomEdit(r *rand.Rand, w *world) Change {
 
 func randomKey(r *rand.Rand) record.Key {
 	ns := pick(r, randomNamespaces...)
-	switch r.IntN(12) {
+	switch r.IntN(14) {
+	case 12:
+		return setKey(pick(r, "infra", "a"), pick(r, "set1", "set2"))
+	case 13:
+		return trustKey(pick(r, "ca1", "ca2"))
 	case 0:
 		return classKey(pick(r, "one", "two"))
 	case 1, 2:
@@ -264,6 +271,15 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 		return class(k.Name, pick(r, ours, ours, ours, "other/controller")), nil
 	case record.KindGateway:
 		return randomGateway(r, k)
+	case record.KindListenerSet:
+		g, refs := randomGateway(r, k)
+		return record.ListenerSet{Object: record.Object{Kind: "ListenerSet", Namespace: k.Namespace, Name: k.Name, Generation: 2}, Created: epoch.Add(time.Duration(r.IntN(2)) * time.Second), Parent: parentOf(gatewayKey(pick(r, "infra", "a"), "gw")), Listeners: g.(record.Gateway).Listeners}, listenerRefs(refs)
+	case record.KindTrust:
+		t := record.Trust{PEM: []byte(pick(r, "one", "two"))}
+		if r.IntN(3) == 0 {
+			t = record.Trust{Problem: &record.Problem{Condition: "ResolvedRefs", Reason: "InvalidCACertificateRef", Message: "no certificate"}}
+		}
+		return t, nil
 	case record.KindNamespace:
 		return record.Namespace{Name: k.Name, Labels: pick(r, nil, map[string]string{"team": "x"}, map[string]string{"team": "y"})}, nil
 	case record.KindBackend:
@@ -305,7 +321,26 @@ func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
 		}
 		g.Listeners = append(g.Listeners, l)
 	}
+	g.AllowedListeners = pick(r, nil, &record.Allowed{From: "All"}, &record.Allowed{From: "Same"}, &record.Allowed{From: "Selector", Selector: "team=x"})
+	if r.IntN(3) == 0 {
+		ca := trustKey(pick(r, "ca1", "ca2"))
+		g.Frontend = &record.Frontend{Default: &record.ClientValidation{Trust: []record.Key{ca}, AllowInsecure: r.IntN(2) == 0}}
+		refs = append(refs, ca)
+		if r.IntN(2) == 0 {
+			g.Frontend.PerPort = []record.PortValidation{{Port: 443}}
+		}
+	}
+	if r.IntN(4) == 0 {
+		secret := secretKey("infra", "cert1")
+		g.Client, g.ClientKey = secretName(secret), &secret
+		refs = append(refs, secret)
+	}
 	return g, refs
+}
+
+// listenerRefs are those of the references that listeners make.
+func listenerRefs(refs []record.Key) []record.Key {
+	return filter(refs, func(k record.Key) bool { return k.Kind == record.KindSecret })
 }
 
 func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
@@ -318,6 +353,9 @@ func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 	parents := []record.Parent{}
 	for range 1 + r.IntN(2) {
 		p := parentOf(gatewayKey(pick(r, "infra", "a"), "gw"))
+		if r.IntN(3) == 0 {
+			p.Kind, p.Name = "ListenerSet", pick(r, "set1", "set2")
+		}
 		p.SectionName = pick(r, "", "", "l0", "l1", "nope")
 		p.Port = pick[int32](r, 0, 0, 80, 443)
 		parents = append(parents, p)

@@ -34,23 +34,62 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 	route := newest.value.(*record.Route)
 	out.Object, out.Hostnames = route.Object, route.Hostnames
 	for i, p := range route.Parents {
-		if !isGateway(p) {
+		parent, ok := parentKey(k.Cluster, p)
+		if !ok {
 			continue
 		}
-		g := record.Key{Cluster: k.Cluster, Namespace: p.Namespace, Kind: record.KindGateway, Name: p.Name}
-		if name := p.Namespace + "/" + p.Name; !s.exists(g) && !slices.Contains(out.MissingParents, name) {
+		if name := p.Namespace + "/" + p.Name; !s.exists(parent) && !slices.Contains(out.MissingParents, name) {
 			out.MissingParents = append(out.MissingParents, name)
 		}
-		if a := r.shown[g]; a != nil && s.fleets[g] != nil {
-			out.Parents = append(out.Parents, parentStatus(route, a.outcomes[a.find(i)], a.gateway, len(a.bindings) > 0))
+		if a, o := r.outcome(i); a != nil && s.fleets[a.gateway.key] != nil {
+			out.Parents = append(out.Parents, parentStatus(route, o, a.gateway, len(a.bindings) > 0))
 		}
 	}
 	return out, true
 }
 
-// find gives the index of the outcome of a parentRef, which is there for each that names the Gateway.
-func (a *attachment) find(parent int) int {
-	return slices.IndexFunc(a.outcomes, func(o outcome) bool { return o.parent == parent })
+// outcome finds what came of a parentRef.
+func (r *routeState) outcome(parent int) (*attachment, outcome) {
+	for _, a := range r.shown {
+		if i := slices.IndexFunc(a.outcomes, func(o outcome) bool { return o.parent == parent }); i >= 0 {
+			return a, a.outcomes[i]
+		}
+	}
+	return nil, outcome{}
+}
+
+// ListenerSetStatus gives the status of a ListenerSet whose Gateway is ours.
+func (s *State) ListenerSetStatus(k record.Key) (ListenerSetStatus, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e := s.entries[k]
+	if e == nil || k.Kind != record.KindListenerSet {
+		return ListenerSetStatus{}, false
+	}
+	for _, g := range setParents(e) {
+		f := s.fleets[g]
+		if f == nil {
+			continue
+		}
+		if set := f.gateway.set(k); set != nil {
+			return listenerSetStatus(f.gateway, set), true
+		}
+	}
+	return ListenerSetStatus{}, false
+}
+
+// ListenerSets are the records of the ListenerSets whose Gateways are ours, sorted.
+func (s *State) ListenerSets() []record.Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []record.Key
+	for _, f := range s.fleets {
+		for _, set := range f.gateway.sets {
+			out = append(out, set.key)
+		}
+	}
+	slices.SortFunc(out, record.Key.Compare)
+	return out
 }
 
 // ClassStatus gives the status of a GatewayClass of ours.

@@ -43,12 +43,7 @@ func (s *State) routeState(k record.Key) *routeState {
 	}
 	e.live = choose(e, s.exists)
 	r := &routeState{cur: e.cur, live: e.live, index: e.cur.Index, shown: map[record.Key]*attachment{}, bound: map[record.Key]*attachment{}}
-	if n := as[record.Namespace](s.entries[record.Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: record.KindNamespace, Name: k.Namespace}]); n != nil {
-		r.labels = n.Labels
-		if r.labels == nil {
-			r.labels = map[string]string{}
-		}
-	}
+	r.labels = s.labels(k)
 	if e.live.decoded != nil {
 		r.index = s.liveIndex(e.live)
 	}
@@ -77,7 +72,7 @@ func (s *State) concerned(k record.Key, old, next *routeState) []*gateway {
 	}
 	if next.cur != nil {
 		for _, d := range []*decoded{next.cur, next.live.decoded} {
-			for _, g := range gatewaysOf(k, d) {
+			for _, g := range s.gatewaysOf(k, d) {
 				keys[g] = true
 			}
 		}
@@ -115,6 +110,9 @@ func (s *State) reattach(k record.Key, g *gateway, old, next *routeState, use *s
 	}
 	if g.count(old.shown[g.key], shown) {
 		w.status[g.key] = struct{}{}
+		for _, set := range g.sets {
+			w.status[set.key] = struct{}{}
+		}
 	}
 	var bindings []binding
 	if bound != nil {

@@ -23,8 +23,9 @@ type State struct {
 	mu        sync.RWMutex
 	entries   map[record.Key]*entry
 	referrers map[record.Key]set // by the record that is named: routes and Gateways that name it
-	children  map[record.Key]set // by Gateway: routes with a parentRef to it
-	spaces    map[space]set      // by namespace: its routes
+	children  map[record.Key]set // by Gateway or ListenerSet: routes with a parentRef to it
+	sets      map[record.Key]set // by Gateway: ListenerSets that name it
+	spaces    map[space]set      // by namespace: its routes and ListenerSets
 	gateways  set                // records of Gateways
 	fleets    map[record.Key]*fleet
 	routes    map[record.Key]*routeState
@@ -58,6 +59,7 @@ func New(c Config) *State {
 		entries:   map[record.Key]*entry{},
 		referrers: map[record.Key]set{},
 		children:  map[record.Key]set{},
+		sets:      map[record.Key]set{},
 		spaces:    map[space]set{},
 		gateways:  set{},
 		fleets:    map[record.Key]*fleet{},
@@ -103,15 +105,22 @@ func (s *State) store(c Change, w *work) {
 	}
 	if old != nil {
 		s.unindex(old)
+		s.markSet(old, w)
 	}
 	if next != nil {
 		s.entries[c.Key] = next
 		s.index(next)
+		s.markSet(next, w)
 	} else {
 		delete(s.entries, c.Key)
 	}
-	if (old == nil) != (next == nil) || c.Key.Kind == record.KindBackend || c.Key.Kind == record.KindSecret {
-		w.markReferrers(s.referrers[c.Key])
+	switch c.Key.Kind {
+	case record.KindBackend, record.KindSecret, record.KindTrust:
+		s.markReferrers(s.referrers[c.Key], w)
+	default:
+		if (old == nil) != (next == nil) {
+			s.markReferrers(s.referrers[c.Key], w)
+		}
 	}
 	s.mark(c.Key, next, w)
 }
@@ -123,7 +132,7 @@ func entryOf(c Change, old *entry) *entry {
 	}
 	e := &entry{key: c.Key, cur: reuse(c.Key.Kind, c.Cur, old), prev: reuse(c.Key.Kind, c.Prev, old), pinned: c.PinnedHash, reason: c.PinReason}
 	switch c.Key.Kind {
-	case record.KindRoute, record.KindGateway: // their references decide, later
+	case record.KindRoute, record.KindGateway, record.KindListenerSet: // their references decide, later
 	default:
 		e.live = choose(e, func(record.Key) bool { return true })
 	}
@@ -153,9 +162,7 @@ func (s *State) mark(k record.Key, next *entry, w *work) {
 	case record.KindEndpoints:
 		w.backends[backendKey(k)] = struct{}{}
 	case record.KindNamespace:
-		for r := range s.spaces[space{k.Cluster, k.Namespace}] {
-			w.routes[r] = struct{}{}
-		}
+		s.markReferrers(s.spaces[space{k.Cluster, k.Namespace}], w)
 	case record.KindClass:
 		w.status[k] = struct{}{}
 		for g := range s.gateways {
@@ -166,14 +173,30 @@ func (s *State) mark(k record.Key, next *entry, w *work) {
 	}
 }
 
-func (w *work) markReferrers(all set) {
+func (s *State) markReferrers(all set, w *work) {
 	for k := range all {
 		switch k.Kind {
 		case record.KindRoute:
 			w.routes[k] = struct{}{}
 		case record.KindGateway:
 			w.gateways[k] = struct{}{}
+		case record.KindListenerSet:
+			s.markSet(s.entries[k], w)
 		}
+	}
+}
+
+// markSet notes what a ListenerSet concerns: its Gateway, and the routes that name it, for they may have lost the only thing that led to a Gateway.
+func (s *State) markSet(e *entry, w *work) {
+	if e == nil || e.key.Kind != record.KindListenerSet {
+		return
+	}
+	w.status[e.key] = struct{}{}
+	for _, g := range setParents(e) {
+		w.gateways[g] = struct{}{}
+	}
+	for r := range s.children[e.key] {
+		w.routes[r] = struct{}{}
 	}
 }
 
@@ -196,6 +219,11 @@ func (s *State) index(e *entry) {
 	switch e.key.Kind {
 	case record.KindGateway:
 		s.gateways[e.key] = struct{}{}
+	case record.KindListenerSet:
+		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
+		for _, g := range setParents(e) {
+			link(s.sets, g, e.key)
+		}
 	case record.KindRoute:
 		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
 		for _, g := range e.parents() {
@@ -211,6 +239,11 @@ func (s *State) unindex(e *entry) {
 	switch e.key.Kind {
 	case record.KindGateway:
 		delete(s.gateways, e.key)
+	case record.KindListenerSet:
+		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
+		for _, g := range setParents(e) {
+			unlink(s.sets, g, e.key)
+		}
 	case record.KindRoute:
 		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
 		for _, g := range e.parents() {
@@ -233,20 +266,32 @@ func unlink[K comparable](m map[K]set, from K, to record.Key) {
 	}
 }
 
-// parents are the Gateways that some content of a route names.
+// parents are the Gateways and ListenerSets that some content of a route names.
 func (e *entry) parents() []record.Key {
-	out := gatewaysOf(e.key, e.cur)
-	return append(out, gatewaysOf(e.key, e.prev)...)
+	return append(parentsOf(e.key, e.cur), parentsOf(e.key, e.prev)...)
 }
 
-func gatewaysOf(k record.Key, d *decoded) []record.Key {
+func parentsOf(k record.Key, d *decoded) []record.Key {
 	if d == nil || d.err != nil {
 		return nil
 	}
 	var out []record.Key
 	for _, p := range d.value.(*record.Route).Parents {
-		if isGateway(p) {
-			out = append(out, record.Key{Cluster: k.Cluster, Namespace: p.Namespace, Kind: record.KindGateway, Name: p.Name})
+		if parent, ok := parentKey(k.Cluster, p); ok {
+			out = append(out, parent)
+		}
+	}
+	return out
+}
+
+// gatewaysOf are the Gateways that a content of a route names, also by their ListenerSets.
+func (s *State) gatewaysOf(k record.Key, d *decoded) []record.Key {
+	var out []record.Key
+	for _, p := range parentsOf(k, d) {
+		if p.Kind == record.KindGateway {
+			out = append(out, p)
+		} else if e := s.entries[p]; e != nil {
+			out = append(out, setParents(e)...)
 		}
 	}
 	return out
@@ -268,6 +313,10 @@ func (s *State) rebuild(k record.Key, w *work) {
 	w.status[k] = struct{}{}
 	next := s.gatewayOf(k)
 	f := s.fleets[k]
+	var before *gateway
+	if f != nil {
+		before = f.gateway
+	}
 	switch {
 	case next == nil && f == nil:
 	case next == nil:
@@ -279,6 +328,9 @@ func (s *State) rebuild(k record.Key, w *work) {
 	case f.gateway.sameShape(next):
 		f.gateway.renew(next)
 		w.fleet(k).all = true
+		for _, set := range next.sets {
+			w.status[set.key] = struct{}{}
+		}
 		return
 	default:
 		f.gateway = next
@@ -289,21 +341,31 @@ func (s *State) rebuild(k record.Key, w *work) {
 	for r := range s.children[k] {
 		w.routes[r] = struct{}{}
 	}
+	for _, g := range []*gateway{before, next} {
+		s.touchSets(g, w)
+	}
 }
 
-// gatewayOf gives the Gateway of a record, nil where it is not ours. Where nothing else is there, a Gateway goes live without the secrets that it waits for:
-// its other listeners need not wait. One that proxies rejected is kept with all its listeners withheld, so that its status says why.
+// touchSets notes that the ListenerSets of a Gateway, and the routes that name them, must be looked at.
+func (s *State) touchSets(g *gateway, w *work) {
+	if g == nil {
+		return
+	}
+	for _, set := range g.sets {
+		w.status[set.key] = struct{}{}
+		for r := range s.children[set.key] {
+			w.routes[r] = struct{}{}
+		}
+	}
+}
+
+// gatewayOf gives the Gateway of a record, nil where it is not ours.
 func (s *State) gatewayOf(k record.Key) *gateway {
 	e := s.entries[k]
 	if e == nil {
 		return nil
 	}
-	e.live = choose(e, s.exists)
-	withheld := ""
-	if e.live.decoded == nil && e.cur.err == nil {
-		e.live.decoded, e.live.form = e.cur, e.cur.Hash
-		withheld = e.obstacle(e.cur, func(record.Key) bool { return true })
-	}
+	withheld := s.settle(e)
 	r := as[record.Gateway](e)
 	if r == nil {
 		return nil

@@ -44,17 +44,29 @@ func gatewayStatus(g *gateway) GatewayStatus {
 	}
 	any := false
 	for i, l := range g.listeners {
-		any = any || l.served()
-		out.Listeners = append(out.Listeners, listenerStatus(l, g.counts[i], g.record.Object.Generation))
-		out.Hostnames = append(out.Hostnames, l.hostname)
-		out.Protocols = append(out.Protocols, l.Protocol)
 		if !slices.Contains(out.Ports, l.Port) && l.served() {
 			out.Ports = append(out.Ports, l.Port)
 		}
+		any = any || l.served()
+		if l.set != nil {
+			continue
+		}
+		out.Listeners = append(out.Listeners, listenerStatus(l, g.counts[i], g.record.Object.Generation))
+		out.Hostnames = append(out.Hostnames, l.hostname)
+		out.Protocols = append(out.Protocols, l.Protocol)
 	}
 	slices.Sort(out.Ports)
 	accepted := gatewayAccepted(g)
-	out.Conditions = append([]metav1.Condition{accepted}, others(g.record.Problems, g.record.Object.Generation, accepted.Type)...)
+	out.Conditions = append([]metav1.Condition{accepted}, others(g.problems, g.record.Object.Generation, accepted.Type)...)
+	if insecure(g.record.Frontend) {
+		out.Conditions = append(out.Conditions, condition(string(gatewayv1.GatewayConditionInsecureFrontendValidationMode), true, string(gatewayv1.GatewayReasonConfigurationChanged),
+			"clients without a valid certificate are let in on some ports", g.record.Object.Generation))
+	}
+	for _, set := range g.sets {
+		if setAccepted(g, set).Status == metav1.ConditionTrue {
+			out.AttachedListenerSets++
+		}
+	}
 	out.Valid = any && accepted.Status == metav1.ConditionTrue
 	return out
 }
@@ -63,11 +75,11 @@ func gatewayStatus(g *gateway) GatewayStatus {
 // not take its listeners away (D16, open per fleet): a fleet in use is not cut off by a wrong parameter.
 func gatewayAccepted(g *gateway) metav1.Condition {
 	kind, generation := string(gatewayv1.GatewayConditionAccepted), g.record.Object.Generation
-	if reason, message, bad := summary(g.record.Problems, kind); bad {
+	if reason, message, bad := summary(g.problems, kind); bad {
 		return condition(kind, false, reason, message, generation)
 	}
 	var good, wrong []string
-	for _, l := range g.listeners {
+	for _, l := range g.of(nil) {
 		if l.conflict != nil || l.has(string(gatewayv1.ListenerConditionAccepted)) {
 			wrong = append(wrong, l.Name)
 		} else {
@@ -82,6 +94,61 @@ func gatewayAccepted(g *gateway) metav1.Condition {
 	}
 	return condition(kind, true, string(gatewayv1.GatewayReasonListenersNotValid),
 		fmt.Sprintf("accepted without the listeners %s; served are %s; see the listeners' conditions", strings.Join(wrong, ", "), strings.Join(good, ", ")), generation)
+}
+
+func insecure(f *record.Frontend) bool {
+	if f == nil {
+		return false
+	}
+	return f.Default != nil && f.Default.AllowInsecure ||
+		slices.ContainsFunc(f.PerPort, func(p record.PortValidation) bool { return p.Clients != nil && p.Clients.AllowInsecure })
+}
+
+// setAccepted sums a ListenerSet up: what its Gateway says of it, and what its listeners say.
+func setAccepted(g *gateway, set *listenerSet) metav1.Condition {
+	kind, generation := string(gatewayv1.ListenerSetConditionAccepted), set.record.Object.Generation
+	if set.refused != nil {
+		return condition(kind, false, set.refused.Reason, set.refused.Message, generation)
+	}
+	if reason, message, bad := summary(set.record.Problems, kind); bad {
+		return condition(kind, false, reason, message, generation)
+	}
+	if parent := gatewayAccepted(g); parent.Status != metav1.ConditionTrue && parent.Reason != string(gatewayv1.GatewayReasonListenersNotValid) {
+		return condition(kind, false, string(gatewayv1.ListenerSetReasonParentNotAccepted), "its Gateway is not accepted; see the Gateway's conditions", generation)
+	}
+	var good, wrong []string
+	for _, l := range g.of(set) {
+		if l.served() {
+			good = append(good, l.Name)
+		} else {
+			wrong = append(wrong, l.Name)
+		}
+	}
+	switch {
+	case len(good) == 0:
+		return condition(kind, false, string(gatewayv1.ListenerSetReasonListenersNotValid), "no listener is valid; see the listeners' conditions", generation)
+	case len(wrong) > 0:
+		return condition(kind, true, string(gatewayv1.ListenerSetReasonListenersNotValid),
+			fmt.Sprintf("accepted without the listeners %s; served are %s; see the listeners' conditions", strings.Join(wrong, ", "), strings.Join(good, ", ")), generation)
+	}
+	return condition(kind, true, string(gatewayv1.ListenerSetReasonAccepted), "all listeners are valid", generation)
+}
+
+// listenerSetStatus says how a ListenerSet and its listeners are.
+func listenerSetStatus(g *gateway, set *listenerSet) ListenerSetStatus {
+	accepted := setAccepted(g, set)
+	out := ListenerSetStatus{
+		Object: set.record.Object, Fleet: g.fleet, Gateway: g.key, Index: g.index, Pending: set.live.pending,
+		Valid:      accepted.Status == metav1.ConditionTrue,
+		Conditions: append([]metav1.Condition{accepted}, others(set.record.Problems, set.record.Object.Generation, accepted.Type)...),
+	}
+	if !out.Valid {
+		out.Conditions = append(out.Conditions, condition(string(gatewayv1.ListenerSetConditionProgrammed), false, accepted.Reason, accepted.Message, set.record.Object.Generation))
+	}
+	for _, l := range g.of(set) {
+		out.Listeners = append(out.Listeners, gatewayv1.ListenerEntryStatus(listenerStatus(l, g.counts[l.index], set.record.Object.Generation)))
+	}
+	return out
 }
 
 func listenerStatus(l *listener, attached int32, generation int64) gatewayv1.ListenerStatus {
@@ -105,7 +172,7 @@ func listenerConditions(l *listener, generation int64) []metav1.Condition {
 		accepted = condition(accepted.Type, false, c.Reason, c.Message, generation)
 		conflicted = condition(conflicted.Type, true, c.Reason, c.Message, generation)
 	}
-	if reason, message, bad := summary(l.problems, resolved.Type); bad {
+	if reason, message, bad := summary(append(slices.Clone(l.problems), l.notes...), resolved.Type); bad {
 		resolved = condition(resolved.Type, false, reason, message, generation)
 	}
 	out := []metav1.Condition{accepted, conflicted, resolved}
@@ -113,7 +180,15 @@ func listenerConditions(l *listener, generation int64) []metav1.Condition {
 		out = append(out, condition(string(gatewayv1.ListenerConditionOverlappingTLSConfig), true, string(gatewayv1.ListenerReasonOverlappingHostnames),
 			"the hostname overlaps with another HTTPS listener's of this port; requests for the other's hosts answer 421", generation))
 	}
-	return append(out, others(l.problems, generation, accepted.Type, resolved.Type, conflicted.Type)...)
+	out = append(out, others(l.problems, generation, accepted.Type, resolved.Type, conflicted.Type)...)
+	if l.served() {
+		return out // whether proxies run it is theirs to say
+	}
+	reason := string(gatewayv1.ListenerReasonInvalid)
+	if l.conflict != nil {
+		reason = l.conflict.Reason
+	}
+	return append(out, condition(string(gatewayv1.ListenerConditionProgrammed), false, reason, "this listener is not served; see its other conditions", generation))
 }
 
 // summary gives the reason of the first problem of a condition and the messages of all.

@@ -42,6 +42,14 @@ func serviceKey(namespace, name string) record.Key {
 	return record.Key{Cluster: "c", Namespace: namespace, Kind: record.KindBackend, Name: name + "/80/x"}
 }
 
+func setKey(namespace, name string) record.Key {
+	return record.Key{Cluster: "c", Namespace: namespace, Kind: record.KindListenerSet, Name: name}
+}
+
+func trustKey(name string) record.Key {
+	return record.Key{Cluster: "c", Namespace: "infra", Kind: record.KindTrust, Name: "ConfigMap/" + name}
+}
+
 func secretKey(namespace, name string) record.Key {
 	return record.Key{Cluster: "c", Namespace: namespace, Kind: record.KindSecret, Name: name}
 }

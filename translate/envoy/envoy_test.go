@@ -75,7 +75,7 @@ func TestListenerBytesAreFrozen(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain := must(HTTPChain("http", hcm))(t)
-	tls := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, hcm))(t)
+	tls := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, nil, hcm))(t)
 	for _, c := range []struct {
 		name string
 		l    *listenerv3.Listener

@@ -67,13 +67,13 @@ func HTTPChain(name string, hcm *hcmv3.HttpConnectionManager) (*listenerv3.Filte
 }
 
 // HTTPSChain is the filter chain of one HTTPS listener: chosen by SNI (no serverNames = any, also none), terminating TLS with the
-// certificates that SDS gives under the secret names.
-func HTTPSChain(name string, serverNames, secrets []string, hcm *hcmv3.HttpConnectionManager) (*listenerv3.FilterChain, error) {
+// certificates that SDS gives under the secret names. clients says what it asks of them, nil = nothing.
+func HTTPSChain(name string, serverNames, secrets []string, clients *Clients, hcm *hcmv3.HttpConnectionManager) (*listenerv3.FilterChain, error) {
 	chain, err := HTTPChain(name, hcm)
 	if err != nil {
 		return nil, err
 	}
-	tls, err := Any(DownstreamTLS(secrets))
+	tls, err := Any(DownstreamTLS(secrets, clients))
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +87,24 @@ func HTTPSChain(name string, serverNames, secrets []string, hcm *hcmv3.HttpConne
 	return chain, nil
 }
 
+// Clients says that clients must show a certificate.
+type Clients struct {
+	Trust    string // SDS name of the authorities that may have signed it (TrustSecret)
+	Optional bool   // those without one are let in too; the authorities' secret then says the same of those with a wrong one
+}
+
+// TrustSecret holds the certificates of authorities, in PEM. untrusted lets in those too that none of them has signed: without it Envoy closes the connection
+// even where no certificate is required.
+func TrustSecret(name string, bundle []byte, untrusted bool) *tlsv3.Secret {
+	v := &tlsv3.CertificateValidationContext{TrustedCa: inline(bundle)}
+	if untrusted {
+		v.TrustChainVerification = tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED
+	}
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}}
+}
+
 // DownstreamTLS terminates TLS 1.2 and later with certificates from SDS, offering HTTP/2 first.
-func DownstreamTLS(secrets []string) *tlsv3.DownstreamTlsContext {
+func DownstreamTLS(secrets []string, clients *Clients) *tlsv3.DownstreamTlsContext {
 	common := &tlsv3.CommonTlsContext{
 		AlpnProtocols: []string{"h2", "http/1.1"},
 		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
@@ -96,7 +112,14 @@ func DownstreamTLS(secrets []string) *tlsv3.DownstreamTlsContext {
 	for _, s := range secrets {
 		common.TlsCertificateSdsSecretConfigs = append(common.TlsCertificateSdsSecretConfigs, &tlsv3.SdsSecretConfig{Name: s, SdsConfig: ads()})
 	}
-	return &tlsv3.DownstreamTlsContext{CommonTlsContext: common}
+	out := &tlsv3.DownstreamTlsContext{CommonTlsContext: common}
+	if clients != nil {
+		out.RequireClientCertificate = wrapperspb.Bool(!clients.Optional)
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: clients.Trust, SdsConfig: ads()},
+		}
+	}
+	return out
 }
 
 // HTTPConnectionManager routes by the named RouteConfiguration from RDS. Its bytes are constant for given arguments: all that routes

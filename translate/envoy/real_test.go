@@ -17,8 +17,8 @@ import (
 func TestRealEnvoyAccepts(t *testing.T) {
 	binary := realEnvoy(t)
 	hcm := must(HTTPConnectionManager("p", "rc", "/dev/stdout"))(t)
-	chain := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, hcm))(t)
-	fallback := must(HTTPSChain("any", nil, []string{"s"}, hcm))(t)
+	chain := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, nil, hcm))(t)
+	fallback := must(HTTPSChain("any", nil, []string{"s"}, &Clients{Trust: "t"}, hcm))(t)
 	b := &bootstrapv3.Bootstrap{
 		Node: &corev3.Node{Id: "n", Cluster: "c"},
 		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{AdsConfig: &corev3.ApiConfigSource{

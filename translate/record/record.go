@@ -3,6 +3,8 @@
 //
 // A record carries Envoy bytes that were marshalled once, by the owner of its namespace, and beside them all
 // that is needed to order, index and explain them, so that nobody unmarshals an Envoy proto to decide anything.
+//
+// Records are stored, and what is stored has a hash: a field that comes later is omitted while it is empty, so that a new version rewrites nothing.
 package record
 
 import (
@@ -23,6 +25,9 @@ const (
 	KindEndpoints Kind = "endpoints" // a ClusterLoadAssignment
 	KindSecret    Kind = "secret"    // a sealed TLS secret
 	KindReference Kind = "reference" // cross-namespace use with the grant that allows it
+
+	KindListenerSet Kind = "listenerset" // a ListenerSet: further listeners of a Gateway
+	KindTrust       Kind = "trust"       // certificates of authorities, from a ConfigMap
 )
 
 // Key names a record. Namespace is empty for a thing without namespace (class, namespace records have the
@@ -77,6 +82,46 @@ type Gateway struct {
 	Class     string
 	Listeners []Listener
 	Problems  []Problem // of the Gateway as a whole
+	// AllowedListeners says which ListenerSets may add listeners, nil = none.
+	AllowedListeners *Allowed  `json:",omitempty"`
+	Frontend         *Frontend `json:",omitempty"`
+	// Client is the SDS name of the certificate that the Gateway shows to backends which it reaches by TLS, "" = none; ClientKey is its record.
+	Client    string `json:",omitempty"`
+	ClientKey *Key   `json:",omitempty"`
+}
+
+// Frontend says on which ports clients must show certificates.
+type Frontend struct {
+	Default *ClientValidation // nil = none
+	PerPort []PortValidation  // these ports do not have the default
+}
+
+// PortValidation is how clients of one port are validated; Clients nil = not at all.
+type PortValidation struct {
+	Port    int32
+	Clients *ClientValidation
+}
+
+// ClientValidation validates the certificates of clients.
+type ClientValidation struct {
+	Trust         []Key // records of the authorities that may have signed them
+	AllowInsecure bool  // a client without a valid certificate is let in all the same
+	Problems      []Problem
+}
+
+// Trust holds certificates of authorities, in PEM. They are public, so they are not sealed.
+type Trust struct {
+	PEM     []byte
+	Problem *Problem
+}
+
+// ListenerSet is a ListenerSet: listeners that its Gateway has besides its own, if it allows them (assembly decides that).
+type ListenerSet struct {
+	Object    Object
+	Created   time.Time // seconds, UTC; older ones come first where listeners conflict
+	Parent    Parent    // a Gateway
+	Listeners []Listener
+	Problems  []Problem
 }
 
 // Listener is one listener of a Gateway.
