@@ -233,7 +233,7 @@ func TestRealEnvoyAcceptsCases(t *testing.T) {
 
 func listenerOf(t *testing.T, routes [][]byte) *listenerv3.Listener {
 	rc := &routev3.RouteConfiguration{}
-	if err := proto.Unmarshal(envoy.RouteConfigurationBytes("rc", [][]byte{envoy.VirtualHostBytes("v", []string{"*"}, routes)}), rc); err != nil {
+	if err := proto.Unmarshal(slices.Concat(envoy.RouteConfigurationHead("rc"), envoy.VirtualHostsBytes([][]byte{envoy.VirtualHostBytes("v", []string{"*"}, routes)})), rc); err != nil {
 		t.Fatal(err)
 	}
 	rc.ValidateClusters = wrapperspb.Bool(false)

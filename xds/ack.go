@@ -112,7 +112,7 @@ func (s *stream) reject(r *response, message string, now time.Time) {
 	good := s.fleet.lastGood(r.typ, sub.held[it.id], it)
 	rej := &rejection{version: it.version, message: message, parts: suspects(good, it)}
 	sub.rejected[it.id] = rej
-	if s.srv.cfg.Trial != nil && len(it.parts) > 1 {
+	if s.srv.cfg.Trial != nil && len(it.parts.All()) > 1 {
 		rej.bad, rej.floor = it, r.floor
 		rej.search = newSearch(rej.parts, s.fleet.hint(r.typ, rej.parts, it))
 		s.try(r.typ, rej, now)
@@ -121,7 +121,7 @@ func (s *stream) reject(r *response, message string, now time.Time) {
 
 // try offers what a search asks for. A trial that would be the rejected bytes again needs no sending.
 func (s *stream) try(t Type, rej *rejection, now time.Time) {
-	last := rej.bad.parts
+	last := rej.bad.parts.All()
 	for {
 		refuse, more := rej.search.next()
 		if !more {
@@ -135,7 +135,7 @@ func (s *stream) try(t Type, rej *rejection, now time.Time) {
 			s.probe(&response{typ: t, items: []*item{it}, floor: rej.floor, trial: rej}, now)
 			return
 		}
-		if last = it.parts; !rej.search.answer(false, last) {
+		if last = it.parts.All(); !rej.search.answer(false, last) {
 			break
 		}
 	}
@@ -154,10 +154,10 @@ func (s *stream) tried(r *response, accepted bool, now time.Time) {
 	switch {
 	case !current:
 		delete(sub.rejected, it.id)
-	case rej.search.answer(accepted, it.parts):
+	case rej.search.answer(accepted, it.parts.All()):
 		s.try(r.typ, rej, now)
 	default:
-		s.found(rej, it.parts)
+		s.found(rej, it.parts.All())
 	}
 }
 
@@ -169,16 +169,18 @@ func (s *stream) found(rej *rejection, last map[string]string) {
 
 // suspects are the parts of a rejected version that differ from the last version that was good, or all.
 func suspects(good, bad *item) map[string]string {
-	out := map[string]string{}
-	if good != nil {
-		for id, hash := range bad.parts {
-			if good.parts[id] != hash {
-				out[id] = hash
-			}
+	all := bad.parts.All()
+	if good == nil {
+		return all
+	}
+	out, had := map[string]string{}, good.parts.All()
+	for id, hash := range all {
+		if had[id] != hash {
+			out[id] = hash
 		}
 	}
 	if len(out) == 0 {
-		return bad.parts
+		return all
 	}
 	return out
 }
@@ -212,7 +214,7 @@ func (f *fleet) lastGood(t Type, held, bad *item) *item {
 func (f *fleet) hint(t Type, suspects map[string]string, bad *item) (out []string) {
 	if good := f.lastGood(t, nil, bad); good != nil {
 		for part, hash := range suspects {
-			if good.parts[part] != hash {
+			if good.parts.Hash(part) != hash {
 				out = append(out, part)
 			}
 		}

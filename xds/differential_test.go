@@ -179,7 +179,7 @@ func (s *state) snapshot(t *testing.T) *cache.Snapshot {
 	by := map[rsc.Type][]cachetypes.Resource{}
 	for _, r := range s.resources() {
 		m := [NumTypes]proto.Message{Cluster: &clusterv3.Cluster{}, Endpoints: &endpointv3.ClusterLoadAssignment{}, Listener: &listenerv3.Listener{}, Route: &routev3.RouteConfiguration{}}[r.Type]
-		if err := proto.Unmarshal(r.Bytes, m); err != nil {
+		if err := proto.Unmarshal(slices.Concat(r.Bytes...), m); err != nil {
 			t.Fatal(err)
 		}
 		by[URLs[r.Type]] = append(by[URLs[r.Type]], m)

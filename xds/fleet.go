@@ -44,9 +44,10 @@ func (f *fleet) trial(make TrialFunc, t Type, bad *item, refuse map[string]strin
 		return it
 	}
 	r, ok := make(f.name, t, bad.name, refuse)
-	for part, hash := range bad.parts {
+	tried := r.Parts.All()
+	for part, hash := range bad.parts.All() {
 		_, refused := refuse[part]
-		ok = ok && (refused || r.Parts[part] == hash)
+		ok = ok && (refused || tried[part] == hash)
 	}
 	if !ok {
 		return nil
@@ -83,11 +84,11 @@ type item struct {
 	id      uint32
 	name    string
 	version string
-	entry   mem.Buffer // nil: does not exist
+	entry   mem.BufferSlice // nil: does not exist
 	seq     uint64
 	index   uint64
 	uses    bitset // cluster ids
-	parts   map[string]string
+	parts   Parts
 	// accepted is the one thing that changes: some proxy has ACKed it.
 	accepted atomic.Bool
 	opaque   bool // the client reported a version that this replica does not know: it may use anything

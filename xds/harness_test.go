@@ -183,7 +183,7 @@ func resource(t Type, name, version string, m proto.Message, uses ...string) Res
 	if b == nil {
 		b = []byte{}
 	}
-	return Resource{Type: t, Name: name, Version: version, Bytes: b, Uses: uses, Parts: map[string]string{name: version}}
+	return Resource{Type: t, Name: name, Version: version, Bytes: [][]byte{b}, Uses: uses, Parts: Parts{{name: version}}}
 }
 
 func gone(t Type, name string) Resource { return Resource{Type: t, Name: name} }

@@ -21,7 +21,7 @@ func TestSlowClient(t *testing.T) {
 	const changes, size = 2000, 64 << 10
 	s := plainServer(Config{Gate: true})
 	version := func(i int) Resource {
-		return Resource{Type: Secret, Name: "s", Version: fmt.Sprint(i), Bytes: []byte(strings.Repeat("x", size))}
+		return Resource{Type: Secret, Name: "s", Version: fmt.Sprint(i), Bytes: [][]byte{[]byte(strings.Repeat("x", size))}}
 	}
 	slow := &peerOf{t, newPipe()}
 	slow.toClient = make(chan *discovery.DeltaDiscoveryResponse) // whoever sends waits until it is taken
@@ -98,7 +98,7 @@ func TestDrain(t *testing.T) {
 func TestDrainCutsWhoDoesNotRead(t *testing.T) {
 	sending := make(chan struct{}, 10)
 	w := newWorld(t, Config{Gate: true, SystemVersion: func(uint64) string { sending <- struct{}{}; return "" }}, nil)
-	w.apply(1, Resource{Type: Secret, Name: "s", Version: "1", Bytes: make([]byte, 8<<20)})
+	w.apply(1, Resource{Type: Secret, Name: "s", Version: "1", Bytes: [][]byte{make([]byte, 8<<20)}})
 	stream, hangUp, err := w.dial(insecure.NewCredentials())
 	if err != nil {
 		t.Fatal(err)

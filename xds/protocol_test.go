@@ -355,7 +355,7 @@ func TestSuspects(t *testing.T) {
 			id, hash, _ := strings.Cut(p, "=")
 			m[id] = hash
 		}
-		return &item{parts: m}
+		return &item{parts: Parts{m}}
 	}
 	cases := []struct {
 		name      string

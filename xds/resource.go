@@ -1,5 +1,7 @@
 package xds
 
+import "maps"
+
 // Type is one of the resource types that Fleetgate serves, in the order in which a change is sent (make before break).
 type Type uint8
 
@@ -27,11 +29,33 @@ type Resource struct {
 	Type    Type
 	Name    string
 	Version string   // short content hash, equal on every replica (HMAC for secrets)
-	Bytes   []byte   // the marshalled message (the value of the Any); nil = remove
+	Bytes   [][]byte // the marshalled message (the value of the Any), in pieces: what did not change need not be copied; none = remove
 	Index   uint64   // the highest index of a record that went into it: ACKing it proves those records live
 	Uses    []string // names of the clusters that it refers to (Listener, Route), or of the secrets: gates and removals follow these
-	// Parts are the records that made it, for bisecting a rejection: part id -> hash of the content that was used.
-	Parts map[string]string
+	// Parts are the records that made it, for bisecting a rejection: part id -> hash of the content that was used. They come in pieces too.
+	Parts Parts
+}
+
+// Parts maps part ids to hashes. It comes in pieces without a common key.
+type Parts []map[string]string
+
+// Hash gives the hash of a part, "" where there is none.
+func (p Parts) Hash(id string) string {
+	for _, piece := range p {
+		if hash, ok := piece[id]; ok {
+			return hash
+		}
+	}
+	return ""
+}
+
+// All gives the parts as one map.
+func (p Parts) All() map[string]string {
+	out := map[string]string{}
+	for _, piece := range p {
+		maps.Copy(out, piece)
+	}
+	return out
 }
 
 // Update is one atomic step of one fleet.

@@ -33,7 +33,7 @@ func (m mixture) without(_ string, t Type, name string, refuse map[string]string
 }
 
 func mixed(t Type, name string, parts map[string]string) Resource {
-	return Resource{Type: t, Name: name, Version: fmt.Sprint(parts), Bytes: []byte(fmt.Sprint(parts)), Parts: parts}
+	return Resource{Type: t, Name: name, Version: fmt.Sprint(parts), Bytes: [][]byte{[]byte(fmt.Sprint(parts))}, Parts: Parts{parts}}
 }
 
 // rejector is a proxy that rejects every response with a bad form of a part in it, and holds what it took last.

@@ -142,7 +142,7 @@ func prepare(resources []Resource) []*item {
 	out := make([]*item, len(resources))
 	for i, r := range resources {
 		it := &item{name: r.Name, index: r.Index, parts: r.Parts}
-		if r.Bytes != nil {
+		if len(r.Bytes) > 0 {
 			it.version, it.entry = r.Version, frameEntry(r.Type, r)
 		}
 		out[i] = it

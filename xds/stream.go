@@ -179,7 +179,7 @@ func (s *stream) send(r *response) error {
 	}
 	f := &frame{buffers: make(mem.BufferSlice, 0, len(r.items)+1)}
 	for _, it := range r.items {
-		f.buffers = append(f.buffers, it.entry)
+		f.buffers = append(f.buffers, it.entry...)
 	}
 	f.buffers = append(f.buffers, tail(URLs[r.typ], r.nonce, s.srv.systemVersion(s.index), s.srv.cfg.Replica, removed))
 	s.srv.stats.responses.Add(1)

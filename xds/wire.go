@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
@@ -20,18 +21,31 @@ const (
 
 // frameEntry makes a complete `resources` field of a DeltaDiscoveryResponse, tag included. A response is these, one after the other:
 // so a resource is marshalled once, whoever gets it and whatever goes beside it.
-func frameEntry(t Type, r Resource) mem.Buffer {
+func frameEntry(t Type, r Resource) mem.BufferSlice {
+	length := 0
+	for _, p := range r.Bytes {
+		length += len(p)
+	}
 	any := appendString(nil, 1, URLs[t])
-	any = protowire.AppendVarint(protowire.AppendTag(any, 2, protowire.BytesType), uint64(len(r.Bytes)))
+	any = protowire.AppendVarint(protowire.AppendTag(any, 2, protowire.BytesType), uint64(length))
 	body := appendString(nil, 1, r.Version)
-	body = protowire.AppendVarint(protowire.AppendTag(body, 2, protowire.BytesType), uint64(len(any)+len(r.Bytes)))
+	body = protowire.AppendVarint(protowire.AppendTag(body, 2, protowire.BytesType), uint64(len(any)+length))
 	name := appendString(nil, 3, r.Name)
-	size := len(body) + len(any) + len(r.Bytes) + len(name)
-	out := make([]byte, 0, size+16)
-	out = protowire.AppendVarint(protowire.AppendTag(out, responseResources, protowire.BytesType), uint64(size))
-	out = append(append(append(append(out, body...), any...), r.Bytes...), name...)
-	return mem.SliceBuffer(out)
+	head := protowire.AppendTag(nil, responseResources, protowire.BytesType)
+	head = protowire.AppendVarint(head, uint64(len(body)+len(any)+length+len(name)))
+	pieces := append(append([][]byte{slices.Concat(head, body, any)}, r.Bytes...), name)
+	if length <= copyBelow {
+		return mem.BufferSlice{mem.SliceBuffer(slices.Concat(pieces...))}
+	}
+	out := make(mem.BufferSlice, len(pieces))
+	for i, p := range pieces {
+		out[i] = mem.SliceBuffer(p)
+	}
+	return out
 }
+
+// copyBelow is the size in bytes up to which the pieces of a resource are copied into one: that is cheaper than many buffers for each client.
+const copyBelow = 64 << 10
 
 func appendString(b []byte, field protowire.Number, s string) []byte {
 	return protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), s)

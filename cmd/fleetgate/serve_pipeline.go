@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
@@ -180,15 +181,15 @@ func (p *pipeline) trial(fleet string, t xds.Type, name string, refuse map[strin
 // resource opens sealed secrets; everything else passes as it is.
 func (p *pipeline) resource(r assemble.Resource) (xds.Resource, bool) {
 	out := xds.Resource{Type: xds.Type(r.Type), Name: r.Name, Version: r.Version, Bytes: r.Bytes, Index: r.Index, Uses: r.Uses, Parts: r.Parts}
-	if r.Type != assemble.TypeSecret || r.Bytes == nil || r.Plain {
+	if r.Type != assemble.TypeSecret || len(r.Bytes) == 0 || r.Plain {
 		return out, true
 	}
-	plain, err := p.open(r.Bytes, secretContext(r.Name))
+	plain, err := p.open(slices.Concat(r.Bytes...), secretContext(r.Name))
 	if err != nil {
 		p.log.Error("a sealed secret cannot be opened: its listener is not served. Give this replica the seal key of its group", "secret", r.Name, "err", err)
 		return out, false
 	}
-	out.Bytes = plain
+	out.Bytes = [][]byte{plain}
 	return out, true
 }
 

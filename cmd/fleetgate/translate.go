@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -232,7 +233,7 @@ func (t *translation) resources(state *assemble.State) error {
 			one := translatedResource{TypeURL: xds.URLs[r.Type], Name: r.Name, Version: r.Version}
 			if r.Type != assemble.TypeSecret {
 				var err error
-				if one.Resource, err = readable(one.TypeURL, r.Bytes); err != nil {
+				if one.Resource, err = readable(one.TypeURL, slices.Concat(r.Bytes...)); err != nil {
 					return fmt.Errorf("reading %s: %w", r.Name, err)
 				}
 			}

@@ -42,16 +42,17 @@ const (
 	TypeRoute
 )
 
-// Resource is one named Envoy resource of a fleet; see xds.Resource for the fields. Bytes nil = removed.
+// Resource is one named Envoy resource of a fleet; see xds.Resource for the fields. Bytes, whose concatenation is the message, and Parts come in
+// pieces, because a RouteConfiguration of ten thousand routes shares most of them with the one before; no Bytes = removed.
 // A secret's Bytes are the sealed bytes: who serves it opens them.
 type Resource struct {
 	Type    ResourceType
 	Name    string
 	Version string
-	Bytes   []byte
+	Bytes   [][]byte
 	Index   uint64
 	Uses    []string
-	Parts   map[string]string
+	Parts   []map[string]string
 	Plain   bool // of a secret: its Bytes are not sealed, for they hold only certificates of authorities
 }
 

@@ -290,7 +290,7 @@ func TestCertificateDecidesAboutTheChain(t *testing.T) {
 	w, s := start(t, httpsListener("one", "one.org", 443, theSecret), httpsListener("two", "two.org", 443, second))
 	chains := func() string {
 		l := &listenerv3.Listener{}
-		if err := proto.Unmarshal(listenerOf(t, s, "c/infra/gw/443").Bytes, l); err != nil {
+		if err := proto.Unmarshal(listenerOf(t, s, "c/infra/gw/443").Bytes[0], l); err != nil {
 			t.Fatal(err)
 		}
 		var out []string
@@ -393,7 +393,7 @@ func TestPinsAndPending(t *testing.T) {
 	expect("new version is live", "HTTPRoute/a/r/1/0", "")
 	s.Apply([]Change{w.pin(k, "")})
 	expect("rejected: the previous one serves", "HTTPRoute/a/r/0/0", "proxies rejected it: regex too large")
-	if parts := s.Resources("c/infra/gw"); !slices.ContainsFunc(parts, func(r Resource) bool { return r.Parts[PartID(k)] == w.last[k].Cur.Hash+previousSuffix }) {
+	if parts := s.Resources("c/infra/gw"); !slices.ContainsFunc(parts, func(r Resource) bool { return allParts(r)[PartID(k)] == w.last[k].Cur.Hash+previousSuffix }) {
 		t.Error("a rejection of the previous bytes could not be told from one of the newest")
 	}
 	s.Apply([]Change{w.pin(k, previousSuffix)})

@@ -79,7 +79,7 @@ func (c *clients) resource(index uint64) (Resource, error) {
 	if err != nil {
 		return Resource{}, err
 	}
-	return Resource{Type: TypeSecret, Name: c.name, Version: record.Hash(b), Bytes: b, Plain: true, Index: max(index, c.index), Parts: c.parts}, nil
+	return Resource{Type: TypeSecret, Name: c.name, Version: record.Hash(b), Bytes: [][]byte{b}, Plain: true, Index: max(index, c.index), Parts: []map[string]string{c.parts}}, nil
 }
 
 // downstream is what a chain asks of its clients, nil = nothing.

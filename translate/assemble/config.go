@@ -1,7 +1,8 @@
 package assemble
 
 import (
-	"maps"
+	"crypto/sha256"
+	"hash/fnv"
 	"slices"
 	"strings"
 
@@ -30,23 +31,44 @@ func (s *served) backends() []record.Key {
 	return filter(s.live.Refs, func(k record.Key) bool { return k.Kind == record.KindBackend })
 }
 
-// config is one RouteConfiguration. Its virtual hosts keep their bytes until a route of theirs changes.
+// pieces is into how many pieces a configuration is cut. A change remakes one piece and lists all, so the root of the number of virtual hosts that a
+// large Gateway has is the cheapest.
+const pieces = 128
+
+// config is one RouteConfiguration. It is cut by a hash of domains into pieces of virtual hosts, and by a hash of part ids into shares of routes. A change
+// remakes the pieces and shares that it is in and nothing else: resources that were given out keep the old ones, and share with their successors
+// all that did not change. Its version is a hash over the pieces' hashes.
 type config struct {
 	name     string
 	variant  string // the listener variant that its routes use
 	hosts    map[string]*host
-	order    []*host // sorted by domain
 	members  map[record.Key]*member
-	parts    map[string]string
+	pieces   [pieces]piece
+	shares   [pieces]share
 	backends map[record.Key]int // how many members use it
 	owner    live               // the Gateway's content
 	resource Resource           // as of the last flush
 
-	dirtyHosts []*host
-	bytesDirty bool // a host changed
-	partsDirty bool
-	usesDirty  bool
-	orderDirty bool
+	dirtyHosts  []*host
+	dirtyShares []*share
+	dirtyUses   map[record.Key]bool // backends that came into use or went, or whose cluster did
+}
+
+// piece is some virtual hosts of a configuration. Its bytes are never changed, only replaced.
+type piece struct {
+	hosts []*host // sorted by domain
+	bytes []byte
+	hash  [sha256.Size]byte
+	dirty bool
+}
+
+// share is some routes of a configuration. Its parts are never changed, only replaced.
+type share struct {
+	owner   string // part id of the Gateway where that is in this share
+	members map[*member]struct{}
+	parts   map[string]string
+	index   uint64 // the highest of its members
+	dirty   bool
 }
 
 // member is a route in a configuration with the domains that it is in.
@@ -56,41 +78,37 @@ type member struct {
 	latest uint64 // the route's index as of now; the route itself is shared with other configurations and never changed
 }
 
-// host is one virtual host.
-type host struct {
-	domain  string
-	status  uint32 // answered where no route is there; 0 = the host is only there for its routes
-	items   []*item
-	bytes   []byte
-	added   []*item
-	removed map[*served]bool
-	dirty   bool
-}
-
 // newConfig makes a configuration with the hosts that answer a status.
 func newConfig(name, variant string, statuses map[string]uint32, owner live, part string) *config {
 	c := &config{
-		name:     name,
-		variant:  variant,
-		hosts:    map[string]*host{},
-		members:  map[record.Key]*member{},
-		parts:    map[string]string{part: owner.form},
-		backends: map[record.Key]int{},
-		owner:    owner,
+		name:      name,
+		variant:   variant,
+		hosts:     map[string]*host{},
+		members:   map[record.Key]*member{},
+		backends:  map[record.Key]int{},
+		owner:     owner,
+		dirtyUses: map[record.Key]bool{},
 	}
 	for d, status := range statuses {
 		c.host(d).status = status
 	}
-	c.bytesDirty, c.partsDirty, c.usesDirty = true, true, true
+	s := c.share(part)
+	s.owner = part
 	return c
+}
+
+// pieceOf tells in which piece a name is. It depends on nothing but the name, so that all replicas cut alike.
+func pieceOf(name string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return int(h.Sum32() % pieces)
 }
 
 func (c *config) host(domain string) *host {
 	h := c.hosts[domain]
 	if h == nil {
-		h = &host{domain: domain, removed: map[*served]bool{}}
+		h = &host{domain: domain, piece: pieceOf(domain)}
 		c.hosts[domain] = h
-		c.orderDirty = true
 		c.soil(h)
 	}
 	return h
@@ -98,11 +116,20 @@ func (c *config) host(domain string) *host {
 
 // soil marks a host as changed.
 func (c *config) soil(h *host) {
-	c.bytesDirty = true
 	if !h.dirty {
 		h.dirty = true
 		c.dirtyHosts = append(c.dirtyHosts, h)
 	}
+}
+
+// share gives the share that a part is in, marked as changed.
+func (c *config) share(part string) *share {
+	s := &c.shares[pieceOf(part)]
+	if !s.dirty {
+		s.dirty = true
+		c.dirtyShares = append(c.dirtyShares, s)
+	}
+	return s
 }
 
 // set puts a route into the configuration, instead of what was there under its key; nil takes it out. It gives the backends that came into use and went out of it.
@@ -116,14 +143,13 @@ func (c *config) set(k record.Key, s *served, bindings []binding) (touched []rec
 	}
 	for _, d := range old.hosts {
 		h := c.hosts[d]
-		h.removed[old.served] = true
+		h.drop(old.served)
 		c.soil(h)
 	}
 	if s == nil {
 		delete(c.members, k)
-		delete(c.parts, old.part)
 	}
-	c.bytesDirty, c.partsDirty = true, true
+	delete(c.share(old.part).members, old)
 	return append(touched, c.release(old.served)...)
 }
 
@@ -135,11 +161,15 @@ func (c *config) add(s *served, bindings []binding) (touched []record.Key) {
 		h.added = append(h.added, c.items(s, b.original)...)
 		c.soil(h)
 	}
-	c.members[s.key], c.parts[s.part] = m, s.hash()
-	c.bytesDirty, c.partsDirty = true, true
+	c.members[s.key] = m
+	in := c.share(s.part)
+	if in.members == nil {
+		in.members = map[*member]struct{}{}
+	}
+	in.members[m] = struct{}{}
 	for _, b := range s.backends() {
 		if c.backends[b]++; c.backends[b] == 1 {
-			touched, c.usesDirty = append(touched, b), true
+			touched, c.dirtyUses[b] = append(touched, b), true
 		}
 	}
 	return touched
@@ -149,7 +179,7 @@ func (c *config) release(s *served) (touched []record.Key) {
 	for _, b := range s.backends() {
 		if c.backends[b]--; c.backends[b] == 0 {
 			delete(c.backends, b)
-			touched, c.usesDirty = append(touched, b), true
+			touched, c.dirtyUses[b] = append(touched, b), true
 		}
 	}
 	return touched
@@ -158,7 +188,8 @@ func (c *config) release(s *served) (touched []record.Key) {
 // refresh notes the index as of now of a route whose bytes stay.
 func (c *config) refresh(k record.Key, index uint64) {
 	if m := c.members[k]; m != nil && m.latest != index {
-		m.latest, c.partsDirty = index, true
+		m.latest = index
+		c.share(m.part)
 	}
 }
 
@@ -188,38 +219,117 @@ func (c *config) bytes(s *served, m *record.Match) ([]byte, bool) {
 	return b, true
 }
 
-// flush makes the resource anew from the hosts that changed.
-func (c *config) flush(cluster func(record.Key) (string, bool)) {
-	if c.bytesDirty {
-		c.flushHosts()
-		vhosts := make([][]byte, len(c.order))
-		for i, h := range c.order {
-			vhosts[i] = h.bytes
-		}
-		c.resource.Bytes = envoy.RouteConfigurationBytes(c.name, vhosts)
-		c.resource.Version = record.Hash(c.resource.Bytes)
-	}
-	if c.partsDirty {
-		c.resource.Parts = maps.Clone(c.parts)
-		c.resource.Index = c.highest()
-	}
-	if c.usesDirty {
-		c.resource.Uses = usesOf(c.backends, cluster)
-	}
-	c.resource.Type, c.resource.Name = TypeRoute, c.name
-	c.bytesDirty, c.partsDirty, c.usesDirty = false, false, false
+func (c *config) dirty() bool {
+	return len(c.dirtyHosts) > 0 || len(c.dirtyShares) > 0 || len(c.dirtyUses) > 0
 }
 
-// highest is the highest index of what is in here.
-func (c *config) highest() uint64 {
-	out := c.owner.Index
-	for _, m := range c.members {
-		out = max(out, m.latest)
+// flush makes the resource anew from what changed.
+func (c *config) flush(cluster func(record.Key) (string, bool)) {
+	c.resource.Type, c.resource.Name = TypeRoute, c.name
+	if len(c.dirtyHosts) > 0 {
+		c.flushHosts()
+		c.resource.Bytes, c.resource.Version = c.joined()
 	}
+	if len(c.dirtyShares) > 0 {
+		c.resource.Parts, c.resource.Index = c.flushShares()
+	}
+	if len(c.dirtyUses) > 0 {
+		c.resource.Uses = c.flushUses(cluster)
+	}
+}
+
+// flushHosts remakes the hosts that changed and the pieces that they are in.
+func (c *config) flushHosts() {
+	var dirty []*piece
+	for _, h := range c.dirtyHosts {
+		p := &c.pieces[h.piece]
+		at, there := slices.BinarySearchFunc(p.hosts, h.domain, func(h *host, d string) int { return strings.Compare(h.domain, d) })
+		if h.flush() {
+			delete(c.hosts, h.domain)
+			if there {
+				p.hosts = slices.Delete(p.hosts, at, at+1)
+			}
+		} else if !there {
+			p.hosts = slices.Insert(p.hosts, at, h)
+		}
+		if !p.dirty {
+			p.dirty = true
+			dirty = append(dirty, p)
+		}
+	}
+	for _, p := range dirty {
+		p.flush()
+	}
+	c.dirtyHosts = nil
+}
+
+func (p *piece) flush() {
+	vhosts, hashes := make([][]byte, len(p.hosts)), sha256.New()
+	for i, h := range p.hosts {
+		vhosts[i] = h.bytes
+		hashes.Write(h.hash[:])
+	}
+	p.bytes, p.dirty = envoy.VirtualHostsBytes(vhosts), false
+	hashes.Sum(p.hash[:0])
+}
+
+// joined lists the pieces that make the message, with a hash over their hashes.
+func (c *config) joined() (bytes [][]byte, version string) {
+	head := envoy.RouteConfigurationHead(c.name)
+	bytes, hashes := append(make([][]byte, 0, pieces+1), head), slices.Clone(head)
+	for i := range c.pieces {
+		if p := &c.pieces[i]; len(p.hosts) > 0 {
+			bytes = append(bytes, p.bytes)
+			hashes = append(append(hashes, byte(i)), p.hash[:]...)
+		}
+	}
+	return bytes, record.Hash(hashes)
+}
+
+// flushShares remakes the shares that changed; it gives the parts of all and the highest index.
+func (c *config) flushShares() (parts []map[string]string, index uint64) {
+	for _, s := range c.dirtyShares {
+		s.flush(c.owner)
+	}
+	c.dirtyShares = nil
+	for i := range c.shares {
+		if s := &c.shares[i]; len(s.parts) > 0 {
+			parts, index = append(parts, s.parts), max(index, s.index)
+		}
+	}
+	return parts, index
+}
+
+func (s *share) flush(owner live) {
+	s.parts, s.index, s.dirty = make(map[string]string, len(s.members)+1), 0, false
+	if s.owner != "" {
+		s.parts[s.owner], s.index = owner.form, owner.Index
+	}
+	for m := range s.members {
+		s.parts[m.part], s.index = m.hash(), max(s.index, m.latest)
+	}
+}
+
+// flushUses names the clusters that are served, sorted: few changes are placed among those of before, many are sorted anew.
+func (c *config) flushUses(cluster func(record.Key) (string, bool)) []string {
+	if len(c.dirtyUses)*16 > len(c.resource.Uses) {
+		clear(c.dirtyUses)
+		return usesOf(c.backends, cluster)
+	}
+	out := slices.Clone(c.resource.Uses)
+	for k := range c.dirtyUses {
+		name, served := cluster(k)
+		at, named := slices.BinarySearch(out, name)
+		switch use := served && c.backends[k] > 0; {
+		case use && !named:
+			out = slices.Insert(out, at, name)
+		case !use && named:
+			out = slices.Delete(out, at, at+1)
+		}
+	}
+	clear(c.dirtyUses)
 	return out
 }
-
-func (c *config) dirty() bool { return c.bytesDirty || c.partsDirty || c.usesDirty }
 
 // usesOf names the clusters that are served, sorted.
 func usesOf(backends map[record.Key]int, cluster func(record.Key) (string, bool)) []string {
@@ -230,76 +340,5 @@ func usesOf(backends map[record.Key]int, cluster func(record.Key) (string, bool)
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out)
-}
-
-func (c *config) flushHosts() {
-	for _, h := range c.dirtyHosts {
-		if h.flush() {
-			delete(c.hosts, h.domain)
-			c.orderDirty = true
-		}
-	}
-	c.dirtyHosts = nil
-	if c.orderDirty {
-		c.order, c.orderDirty = slices.SortedFunc(maps.Values(c.hosts), func(a, b *host) int { return strings.Compare(a.domain, b.domain) }), false
-	}
-}
-
-// flush merges what was added and removed into the ordered routes and makes the bytes anew. It says whether the host is to go.
-func (h *host) flush() bool {
-	if len(h.removed) > 0 {
-		h.items = slices.DeleteFunc(h.items, func(i *item) bool { return h.removed[i.route] })
-		h.added = slices.DeleteFunc(h.added, func(i *item) bool { return h.removed[i.route] })
-	}
-	h.items = merge(h.items, h.added)
-	h.added, h.removed, h.dirty = nil, map[*served]bool{}, false
-	if len(h.items) == 0 {
-		if h.status == 0 {
-			return true
-		}
-		h.bytes = envoy.VirtualHostBytes(h.domain, []string{h.domain}, [][]byte{statusRoutes[h.status]})
-		return false
-	}
-	routes := make([][]byte, len(h.items))
-	for i, it := range h.items {
-		routes[i] = it.bytes
-	}
-	h.bytes = envoy.VirtualHostBytes(h.domain, []string{h.domain}, routes)
-	return false
-}
-
-// merge puts new items into ordered ones.
-func merge(ordered, added []*item) []*item {
-	slices.SortFunc(added, compare)
-	if len(ordered) == 0 {
-		return added
-	}
-	if len(added)*16 < len(ordered) { // a changed route among many: search rather than pass over all
-		for _, it := range added {
-			at, _ := slices.BinarySearchFunc(ordered, it, compare)
-			ordered = slices.Insert(ordered, at, it)
-		}
-		return ordered
-	}
-	out := make([]*item, 0, len(ordered)+len(added))
-	for len(ordered) > 0 && len(added) > 0 {
-		if compare(ordered[0], added[0]) <= 0 {
-			out, ordered = append(out, ordered[0]), ordered[1:]
-		} else {
-			out, added = append(out, added[0]), added[1:]
-		}
-	}
-	return append(append(out, ordered...), added...)
-}
-
-// statusRoutes are the routes of hosts that have none.
-var statusRoutes = map[uint32][]byte{404: statusRoute("fleetgate/no-route", 404), 421: statusRoute("fleetgate/other-listener", 421)}
-
-func statusRoute(name string, status uint32) []byte {
-	b, err := envoy.StatusRoute(name, status)
-	if err != nil {
-		panic(err) // a constant of this package is wrong
-	}
-	return b
+	return out
 }

@@ -56,12 +56,13 @@ func compareResources(a, b Resource) int {
 // touch notes which of the clusters that a configuration names have come or gone since it was made.
 func (c *config) touch(backends map[record.Key]bool, cluster func(record.Key) (string, bool)) {
 	for k := range backends {
-		if c.backends[k] == 0 || c.usesDirty {
+		if c.backends[k] == 0 {
 			continue
 		}
 		name, there := cluster(k)
-		_, was := slices.BinarySearch(c.resource.Uses, name)
-		c.usesDirty = there != was
+		if _, was := slices.BinarySearch(c.resource.Uses, name); there != was {
+			c.dirtyUses[k] = true
+		}
 	}
 }
 
@@ -134,7 +135,7 @@ func (f *fleet) refreshBackend(k record.Key, s *State) []Resource {
 func (f *fleet) put(r Resource) []Resource {
 	k := resourceKey{r.Type, r.Name}
 	old, ok := f.resources[k]
-	if ok && old.Version == r.Version && old.Index == r.Index && slices.Equal(old.Uses, r.Uses) && maps.Equal(old.Parts, r.Parts) {
+	if ok && old.Version == r.Version && old.Index == r.Index && slices.Equal(old.Uses, r.Uses) && slices.EqualFunc(old.Parts, r.Parts, maps.Equal) {
 		return nil
 	}
 	f.resources[k] = r
@@ -182,7 +183,7 @@ func (s *State) secret(k record.Key) (Resource, bool) {
 
 // resource is a resource made of one record.
 func (s *State) resource(t ResourceType, name string, e *entry, bytes []byte) Resource {
-	return Resource{Type: t, Name: name, Version: record.Hash(bytes), Bytes: bytes, Index: e.live.Index, Parts: map[string]string{PartID(e.key): e.live.form}}
+	return Resource{Type: t, Name: name, Version: record.Hash(bytes), Bytes: [][]byte{bytes}, Index: e.live.Index, Parts: []map[string]string{{PartID(e.key): e.live.form}}}
 }
 
 func endpointsKey(backend record.Key) record.Key {

@@ -218,7 +218,7 @@ func refuse(listeners []*listener, message string) {
 
 // buildPort makes the Envoy listener of a port, whose bytes are constant but for the chains of TLS (D17).
 func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resource, error) {
-	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: map[string]string{PartID(g.key): g.live.form}}
+	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
 	listeners = slices.SortedFunc(slices.Values(listeners), func(a, b *listener) int { return cmp.Compare(a.id, b.id) })
 	secure := listeners[0].Protocol == protocolHTTPS
 	var chains []*listenerv3.FilterChain
@@ -229,7 +229,7 @@ func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resour
 			out.Uses = append(out.Uses, c.name)
 		}
 		if l.set != nil {
-			out.Parts[PartID(l.set.key)] = l.set.live.form
+			out.Parts[0][PartID(l.set.key)] = l.set.live.form
 		}
 		if !secure && len(chains) > 0 {
 			continue // plaintext listeners share the chain
@@ -246,8 +246,8 @@ func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resour
 	if err != nil {
 		return out, err
 	}
-	out.Bytes, err = envoy.Marshal(m)
-	out.Version = record.Hash(out.Bytes)
+	b, err := envoy.Marshal(m)
+	out.Bytes, out.Version = [][]byte{b}, record.Hash(b)
 	return out, err
 }
 

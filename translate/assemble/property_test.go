@@ -66,7 +66,7 @@ func tryPins(t *testing.T, r *rand.Rand, w *world, s *State) {
 		for k, res := range f.resources {
 			refuse, changes := map[string]string{}, map[record.Key]Change{}
 			maps.Copy(changes, w.last)
-			for part, hash := range res.Parts {
+			for part, hash := range allParts(res) {
 				key, err := ParsePart(part)
 				if err != nil {
 					t.Fatal(err)
@@ -205,7 +205,7 @@ func sound(t *testing.T, s *State) {
 				}
 			case TypeListener:
 				l := &listenerv3.Listener{}
-				if err := proto.Unmarshal(r.Bytes, l); err != nil || l.ValidateAll() != nil {
+				if err := proto.Unmarshal(slices.Concat(r.Bytes...), l); err != nil || l.ValidateAll() != nil {
 					t.Errorf("%s: %v %v", r.Name, err, l.ValidateAll())
 				}
 				for _, u := range r.Uses {

@@ -206,7 +206,7 @@ func routeConfig(t testing.TB, s *State, name string) *routev3.RouteConfiguratio
 func openConfig(t testing.TB, r Resource) *routev3.RouteConfiguration {
 	t.Helper()
 	c := &routev3.RouteConfiguration{}
-	if err := proto.Unmarshal(r.Bytes, c); err != nil {
+	if err := proto.Unmarshal(slices.Concat(r.Bytes...), c); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.ValidateAll(); err != nil {
@@ -274,4 +274,12 @@ func matchesRequest(m *routev3.RouteMatch, path string, headers map[string]strin
 		}
 	}
 	return true
+}
+
+func allParts(r Resource) map[string]string {
+	out := map[string]string{}
+	for _, p := range r.Parts {
+		maps.Copy(out, p)
+	}
+	return out
 }

@@ -32,17 +32,24 @@ func VirtualHostBytes(name string, domains []string, routes [][]byte) []byte {
 	return b
 }
 
-// RouteConfigurationBytes is a marshalled RouteConfiguration of already marshalled VirtualHosts. It ignores the port in the Host header.
-func RouteConfigurationBytes(name string, vhosts [][]byte) []byte {
-	size := len(name) + 16
+// RouteConfigurationHead is the beginning of a marshalled RouteConfiguration; its virtual hosts follow, by VirtualHostsBytes. It ignores the port
+// in the Host header.
+func RouteConfigurationHead(name string) []byte {
+	b := appendBytes(nil, configName, name)
+	return protowire.AppendVarint(protowire.AppendTag(b, configNoPort, protowire.VarintType), 1)
+}
+
+// VirtualHostsBytes are already marshalled VirtualHosts as a part of a RouteConfiguration.
+func VirtualHostsBytes(vhosts [][]byte) []byte {
+	size := 0
 	for _, v := range vhosts {
 		size += len(v) + 8
 	}
-	b := appendBytes(make([]byte, 0, size), configName, name)
+	b := make([]byte, 0, size)
 	for _, v := range vhosts {
 		b = appendBytes(b, configVirtualHosts, v)
 	}
-	return protowire.AppendVarint(protowire.AppendTag(b, configNoPort, protowire.VarintType), 1)
+	return b
 }
 
 func appendBytes[T string | []byte](b []byte, field protowire.Number, v T) []byte {

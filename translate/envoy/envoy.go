@@ -2,7 +2,7 @@
 // Envoy and saying why. It is a leaf: it knows neither the Gateway API nor records, and holds no state.
 //
 // Bytes are the currency. A message is validated with its own rules and marshalled deterministically once, by whoever compiled
-// it; later steps (VirtualHostBytes, RouteConfigurationBytes) only concatenate, since repeated protobuf fields do. So the
+// it; later steps (VirtualHostBytes, VirtualHostsBytes) only concatenate, since repeated protobuf fields do. So the
 // same input gives the same bytes on every replica, and nobody unmarshals a route to put it into a virtual host.
 package envoy
 
