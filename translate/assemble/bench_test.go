@@ -2,7 +2,9 @@ package assemble
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/fleetgate/fleetgate/translate/record"
 )
@@ -63,6 +65,32 @@ func BenchmarkOneChange(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkGrowth changes one route among 1,000 and one among 10,000 by turns and reports the ratio of the medians: growth is what D17 bounds.
+func BenchmarkGrowth(b *testing.B) {
+	sizes := []int{1000, 10000}
+	states, edits, took := [2]*State{}, [2][]Change{}, [2][]time.Duration{}
+	for i, n := range sizes {
+		w, changes := many(b, n, false)
+		states[i] = New(testConfig)
+		states[i].Apply(changes)
+		edits[i] = []Change{manyRoute(w, n/2, false, 1), manyRoute(w, n/2, false, 2)}
+	}
+	for turn := 0; b.Loop(); turn++ {
+		for i, s := range states {
+			start := time.Now()
+			s.Apply(edits[i][turn%2 : turn%2+1])
+			took[i] = append(took[i], time.Since(start))
+		}
+	}
+	for i := range took {
+		slices.Sort(took[i])
+	}
+	small, large := took[0][len(took[0])/2], took[1][len(took[1])/2]
+	b.ReportMetric(float64(small.Nanoseconds()), "ns/change@1000")
+	b.ReportMetric(float64(large.Nanoseconds()), "ns/change@10000")
+	b.ReportMetric(float64(large)/float64(small), "ratio")
 }
 
 func BenchmarkEndpointsChange(b *testing.B) {
