@@ -183,7 +183,7 @@ func requiresClients(t testing.TB, s *State, name string) bool {
 			continue
 		}
 		l, tls := &listenerv3.Listener{}, &tlsv3.DownstreamTlsContext{}
-		if err := proto.Unmarshal(slices.Concat(r.Bytes...), l); err != nil {
+		if err := proto.Unmarshal(r.Bytes[0], l); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.FilterChains[0].TransportSocket.GetTypedConfig().UnmarshalTo(tls); err != nil {
