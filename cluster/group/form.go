@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -67,6 +68,7 @@ type step struct {
 	cluster string   // the group to belong to
 	leader  string   // ask this leader to be let in
 	wait    string   // why nothing can be done now
+	silent  string   // why peers gave no answer
 }
 
 // decide is the whole of bootstrapping: what self, which belongs to no group, does after asking every peer. answers has one hello for each
@@ -144,7 +146,7 @@ func (g *Group) form(ctx context.Context) {
 			why = err.Error()
 		}
 		if why != "" && why != said {
-			g.log.Info("not a member of a group yet", "why", why)
+			g.log.Info("not a member of a group yet", "why", why, "silent", s.silent)
 			said = why
 		}
 		pause(ctx, 100*time.Millisecond)
@@ -152,7 +154,7 @@ func (g *Group) form(ctx context.Context) {
 }
 
 func (g *Group) formOnce(ctx context.Context) (step, error) {
-	answers := g.ask(ctx)
+	answers, silent := g.ask(ctx)
 	alone, taken := false, ""
 	if g.cfg.Marker != nil && !slices.ContainsFunc(answers, func(h hello) bool { return !h.fresh() }) && g.known().ClusterID == "" {
 		var err error
@@ -165,8 +167,9 @@ func (g *Group) formOnce(ctx context.Context) (step, error) {
 		return step{}, g.begin(m.ClusterID, m.Initial)
 	}
 	s := decide(g.hello(), g.cfg.Peers, answers, alone, taken)
-	if want := g.cfg.ClusterID; want != "" && s.cluster != "" && s.cluster != want {
-		return step{wait: fmt.Sprintf("the peers belong to group %s, and group %s is set: mend the setting or the list of peers", s.cluster, want)}, nil
+	s.silent = reasons(silent)
+	if want := cmp.Or(g.cfg.ClusterID, m.ClusterID); want != "" && s.cluster != "" && s.cluster != want {
+		return step{wait: fmt.Sprintf("the peers belong to group %s, and this replica to group %s: mend the setting or the list of peers", s.cluster, want)}, nil
 	}
 	switch {
 	case s.begin != nil:
@@ -267,29 +270,103 @@ func (g *Group) askToJoin(ctx context.Context, s step) error {
 	return g.joined()
 }
 
-// ask says hello to all peers at once and gives the answers.
-func (g *Group) ask(ctx context.Context) (answers []hello) {
+// ask says hello to all peers at once and gives the answers, and why the others gave none.
+func (g *Group) ask(ctx context.Context) (answers []hello, silent map[string]string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var mu sync.Mutex
 	var wait sync.WaitGroup
+	silent = map[string]string{}
 	for _, peer := range g.cfg.Peers {
 		if peer == g.cfg.Advertise {
 			continue
 		}
 		wait.Go(func() {
 			h, err := g.greet(ctx, peer)
-			if err != nil {
-				g.log.Debug("a peer does not answer", "peer", peer, "err", err)
-				return
-			}
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil {
+				silent[peer] = err.Error()
+				return
+			}
 			answers = append(answers, h)
 		})
 	}
 	wait.Wait()
-	return answers
+	return answers, silent
+}
+
+// reasons says why peers gave no answer: a certificate that does not fit looks like a peer that is down, until one reads this.
+func reasons(silent map[string]string) string {
+	var b strings.Builder
+	for _, peer := range slices.Sorted(maps.Keys(silent)) {
+		fmt.Fprintf(&b, "; %s: %s", peer, silent[peer])
+	}
+	return strings.TrimPrefix(b.String(), "; ")
+}
+
+// checkMarker refuses a directory of another group than the Marker's. A Marker that cannot be reached refuses nobody: what is on the disk is served
+// without it (D4).
+func (g *Group) checkMarker(ctx context.Context) error {
+	if g.cfg.Marker == nil || g.member.ClusterID == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, existing, err := g.cfg.Marker.Create(ctx, g.member.ClusterID)
+	if err != nil {
+		g.log.Warn("whether this directory belongs to the marker's group was not checked", "err", err)
+		return nil
+	}
+	if of, _, _ := strings.Cut(existing, "/"); of != g.member.ClusterID {
+		return otherGroup(g.cfg.Dir, g.member.ClusterID, "the marker's is "+of)
+	}
+	return nil
+}
+
+func otherGroup(dir, mine, theirs string) error {
+	return fmt.Errorf("%s: %w: it is of group %s, and %s: give this replica the right directory, or an empty one to join anew", dir, ErrOtherGroup, mine, theirs)
+}
+
+// suspect looks, once and then for as long as a member sees no leader, whether it came to the peers of another group with its directory: it would
+// wait for a leader for ever, or lead itself, and every peer would refuse it. One misplaced peer must not stop the others, so most of the list
+// must be of one other group, and nobody of ours.
+func (g *Group) suspect(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := g.changed.wait()
+		answers, _ := g.ask(ctx)
+		if theirs := stranger(g.known().ClusterID, len(g.cfg.Peers), answers); theirs != "" {
+			g.die(otherGroup(g.cfg.Dir, g.known().ClusterID, "its peers are of group "+theirs))
+			return
+		}
+		if id, _ := g.Leader(); id != "" {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// stranger gives the group that most of the peers are of, if none of them is of mine.
+func stranger(mine string, peers int, answers []hello) string {
+	count := map[string]int{}
+	for _, a := range answers {
+		if a.ClusterID == mine {
+			return ""
+		}
+		if !a.fresh() {
+			count[a.ClusterID]++
+		}
+	}
+	for theirs, n := range count {
+		if 2*n > peers {
+			return theirs
+		}
+	}
+	return ""
 }
 
 func (g *Group) greet(ctx context.Context, hostport string) (h hello, err error) {

@@ -73,6 +73,9 @@ func (g *Group) open(ctx context.Context) (err error) {
 	if err := g.identify(); err != nil {
 		return err
 	}
+	if err := g.checkMarker(ctx); err != nil {
+		return err
+	}
 	if err := g.checkAddress(ctx); err != nil {
 		return err
 	}
@@ -105,7 +108,7 @@ func (g *Group) identify() error {
 	}
 	for _, other := range []string{g.cfg.ClusterID, g.cfg.Store.ClusterID()} {
 		if mine := g.member.ClusterID; mine != "" && other != "" && other != mine {
-			return fmt.Errorf("%s: %w: it is of group %s, wanted is %s: give this replica the right directory, or an empty one to join anew", g.cfg.Dir, ErrOtherGroup, mine, other)
+			return otherGroup(g.cfg.Dir, mine, "wanted is "+other)
 		}
 	}
 	if g.member.ClusterID == "" && g.cfg.Store.Applied() > 0 {
@@ -214,7 +217,10 @@ func (g *Group) start(m *machine, logs raft.LogStore, stable raft.StableStore) e
 	g.calls.handle(callCommit, g.tellCommitIndex)
 	g.work.Go(func() { g.watchLeader(seen) })
 	g.work.Go(func() { g.watchLeadership(notices) })
-	g.work.Go(func() { g.form(g.ctx) })
+	g.work.Go(func() {
+		g.form(g.ctx)
+		g.suspect(g.ctx)
+	})
 	return nil
 }
 

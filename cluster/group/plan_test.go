@@ -85,3 +85,27 @@ func TestDecide(t *testing.T) {
 		})
 	}
 }
+
+func TestAMemberIsAmongStrangersOnlyWhereMostAreOfOneOtherGroup(t *testing.T) {
+	of := func(groups ...string) (answers []hello) {
+		for _, g := range groups {
+			answers = append(answers, hello{ClusterID: g})
+		}
+		return answers
+	}
+	for name, c := range map[string]struct {
+		answers []hello
+		want    string
+	}{
+		"two of another":               {of("b", "b"), "b"},
+		"one misplaced peer":           {of("a", "b"), ""},
+		"one misplaced peer, one down": {of("b"), ""},
+		"fresh peers":                  {of("", ""), ""},
+		"two different others":         {of("b", "c"), ""},
+		"nobody answers":               {nil, ""},
+	} {
+		if got := stranger("a", 3, c.answers); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}

@@ -118,7 +118,7 @@ func (c *caller) judge(r *http.Request, name string) string {
 	theirs, mine := r.Header.Get(headerCluster), c.e.cluster()
 	stranger := theirs == "" || mine == ""
 	switch {
-	case !stranger && theirs != mine:
+	case !stranger && theirs != mine && name != callHello: // who is misplaced has to hear it
 		return fmt.Sprintf("%s belongs to group %s, %s to group %s", c.e.id, mine, from, theirs)
 	case stranger && name != callHello && name != callJoin:
 		return "replicas that are in no group can only ask to be let in"

@@ -24,6 +24,7 @@ var ErrDoesNotFit = errors.New("certificate does not fit")
 // Its methods are safe for concurrent use.
 type Source struct {
 	certFile, keyFile, caFile string
+	uses                      []x509.ExtKeyUsage
 
 	now     atomic.Pointer[material]
 	mu      sync.Mutex // one reload at a time
@@ -44,9 +45,10 @@ type stamp struct {
 }
 
 // Load reads a certificate (with its intermediates), its key and the authorities to trust, all PEM. It refuses a key that is not the
-// certificate's, a certificate that its own authority does not verify, and one that is expired; the error names the file and the remedy.
-func Load(certFile, keyFile, caFile string) (*Source, error) {
-	s := &Source{certFile: certFile, keyFile: keyFile, caFile: caFile}
+// certificate's, a certificate that its own authority does not verify, one that is expired, and one that may not be used as each of uses;
+// the error names the file and the remedy.
+func Load(certFile, keyFile, caFile string, uses ...x509.ExtKeyUsage) (*Source, error) {
+	s := &Source{certFile: certFile, keyFile: keyFile, caFile: caFile, uses: uses}
 	m, err := s.read()
 	if err != nil {
 		return nil, err
@@ -91,6 +93,18 @@ func (s *Source) ClientConfig(serverName string, alpn ...string) *tls.Config {
 
 // Leaf is the certificate in use.
 func (s *Source) Leaf() *x509.Certificate { return s.current().cert.Leaf }
+
+// CheckApart refuses two sources of which one's authority vouches for the other's certificate (D15): whoever may come in at one port could
+// come in at the other.
+func CheckApart(a, b *Source) error {
+	for _, pair := range [][2]*Source{{a, b}, {b, a}} {
+		trusting, other := pair[0].current(), pair[1]
+		if verify(other.current().cert, trusting.roots, x509.ExtKeyUsageAny) == nil {
+			return fmt.Errorf("%w: authority %s vouches for %s too, which is for another port: use one authority for replicas and another one for proxies", ErrDoesNotFit, pair[0].caFile, other.certFile)
+		}
+	}
+	return nil
+}
 
 // Problem is why the files on disk are not in use (the last good reading is), nil when they are.
 func (s *Source) Problem() error {
@@ -145,7 +159,7 @@ func (s *Source) read() (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.verify(cert, roots); err != nil {
+	if err := s.check(cert, roots); err != nil {
 		return nil, err
 	}
 	return &material{stamp: at, cert: cert, roots: roots}, nil
@@ -192,16 +206,22 @@ func (s *Source) readRoots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (s *Source) verify(cert tls.Certificate, roots *x509.CertPool) error {
+// verify holds a certificate against authorities.
+func verify(cert tls.Certificate, roots *x509.CertPool, use x509.ExtKeyUsage) error {
 	between := x509.NewCertPool()
 	for _, raw := range cert.Certificate[1:] {
 		if c, err := x509.ParseCertificate(raw); err == nil {
 			between.AddCert(c)
 		}
 	}
-	_, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	_, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{use}})
+	return err
+}
+
+func (s *Source) check(cert tls.Certificate, roots *x509.CertPool) error {
+	err := verify(cert, roots, x509.ExtKeyUsageAny)
 	if err == nil {
-		return nil
+		return s.checkUses(cert, roots)
 	}
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
@@ -209,4 +229,16 @@ func (s *Source) verify(cert tls.Certificate, roots *x509.CertPool) error {
 			cert.Leaf.NotBefore.UTC().Format(time.RFC3339), cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return fmt.Errorf("%w: authority %s does not vouch for %s: %v: issue the certificate with this authority, or give the one that issued it", ErrDoesNotFit, s.caFile, s.certFile, err)
+}
+
+// useNames are the purposes as the tools that issue certificates call them.
+var useNames = map[x509.ExtKeyUsage]string{x509.ExtKeyUsageClientAuth: "clientAuth", x509.ExtKeyUsageServerAuth: "serverAuth"}
+
+func (s *Source) checkUses(cert tls.Certificate, roots *x509.CertPool) error {
+	for _, use := range s.uses {
+		if err := verify(cert, roots, use); err != nil {
+			return fmt.Errorf("%w: %s may not be used as %s (%v): issue it with that extended key usage", ErrDoesNotFit, s.certFile, useNames[use], err)
+		}
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fleetgate/fleetgate/cluster/group"
@@ -44,6 +46,8 @@ type replica struct {
 	leader  *shard.Leader
 	status  *status.Writer
 	acks    *acks
+	peers   *pki.Source // certificates for talking to replicas
+	proxies *pki.Source // and for serving proxies
 	sources map[string]member.Source
 	metrics *metrics
 
@@ -53,9 +57,12 @@ type replica struct {
 // runServe runs a replica until ctx ends, then hands over leadership, drains the streams and stops.
 func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 	r := &replica{cfg: cfg, log: cfg.logger(os.Stderr), sources: map[string]member.Source{}, ready: make(chan struct{}), metrics: newMetrics()}
-	admin, err := net.Listen("tcp", cfg.AdminListen)
+	if err := r.loadCertificates(); err != nil {
+		return err
+	}
+	admin, err := listen("admin port", "--admin-listen", cfg.AdminListen)
 	if err != nil {
-		return fmt.Errorf("admin port: %w; free the port or choose another with --admin-listen", err)
+		return err
 	}
 	defer func() { _ = admin.Close() }()
 	if err := r.openStore(); err != nil {
@@ -105,6 +112,32 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 	return err
 }
 
+// loadCertificates reads both pairs before anything is opened: a replica that nobody would talk to does not start.
+func (r *replica) loadCertificates() (err error) {
+	if r.peers, err = pki.Load(r.cfg.PeerCert, r.cfg.PeerKey, r.cfg.PeerCA, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth); err != nil {
+		return fmt.Errorf("--peer-cert, --peer-key, --peer-ca: %w", err)
+	}
+	if r.proxies, err = pki.Load(r.cfg.ProxyCert, r.cfg.ProxyKey, r.cfg.ProxyCA, x509.ExtKeyUsageServerAuth); err != nil {
+		return fmt.Errorf("--proxy-cert, --proxy-key, --proxy-ca: %w", err)
+	}
+	if err := pki.CheckApart(r.peers, r.proxies); err != nil {
+		return fmt.Errorf("--peer-ca and --proxy-ca: %w", err)
+	}
+	return nil
+}
+
+// listen opens a port of this replica.
+func listen(what, flag, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s: another process listens at %s: stop it, or choose another port with %s", what, address, flag)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: choose an address of this machine with %s", what, err, flag)
+	}
+	return l, nil
+}
+
 // openStore opens the route store.
 func (r *replica) openStore() error {
 	key, err := seal.Load(r.cfg.SealKeyFile)
@@ -136,10 +169,6 @@ func (r *replica) checkSealed(rec *store.Record) error {
 
 // serveXDS answers proxies from the disk, before anybody else was heard (D4).
 func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
-	certs, err := pki.Load(r.cfg.ProxyCert, r.cfg.ProxyKey, r.cfg.ProxyCA)
-	if err != nil {
-		return nil, err
-	}
 	r.xds = xds.New(xds.Config{
 		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp, Trial: r.trial,
 		SystemVersion: func(index uint64) string { return fmt.Sprintf("1.%d", index) },
@@ -149,13 +178,13 @@ func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
 	if err := r.pipe.start(); err != nil {
 		return nil, err
 	}
-	lis, err := net.Listen("tcp", r.cfg.XDSListen)
+	lis, err := listen("xDS port", "--xds-listen", r.cfg.XDSListen)
 	if err != nil {
-		return nil, fmt.Errorf("xDS port: %w; free the port or choose another with --xds-listen", err)
+		return nil, err
 	}
 	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan error, 1)
-	go func() { done <- r.xds.Serve(sctx, lis, certs.ServerConfig("h2")) }()
+	go func() { done <- r.xds.Serve(sctx, lis, r.proxies.ServerConfig("h2")) }()
 	return func() {
 		dctx, stop := context.WithTimeout(context.Background(), 5*time.Second)
 		defer stop()
@@ -183,13 +212,9 @@ func (r *replica) touch(keys []record.Key) {
 
 // join enters the group and starts everything that needs it.
 func (r *replica) join(ctx context.Context, run func(string, func(context.Context) error)) error {
-	certs, err := pki.Load(r.cfg.PeerCert, r.cfg.PeerKey, r.cfg.PeerCA)
+	g, err := group.Open(ctx, r.groupConfig())
 	if err != nil {
-		return err
-	}
-	g, err := group.Open(ctx, r.groupConfig(certs))
-	if err != nil {
-		return err
+		return fmt.Errorf("joining the group (--data-dir, --advertise, --raft-listen): %w", err)
 	}
 	r.group = g
 	r.session = fmt.Sprintf("%s@%d", g.ID(), time.Now().UnixNano())
@@ -509,10 +534,10 @@ func (r *replica) touchClasses() {
 	}
 }
 
-func (r *replica) groupConfig(certs *pki.Source) group.Config {
+func (r *replica) groupConfig() group.Config {
 	cfg := group.Config{
 		Dir: filepath.Join(r.cfg.DataDir, "raft"), Pod: r.cfg.Pod, Advertise: r.cfg.Advertise, Listen: r.cfg.RaftListen, Peers: r.cfg.Peers,
-		Certs: certs, Store: r.db, Logger: r.log, Heartbeat: r.cfg.HeartbeatTimeout,
+		Certs: r.peers, Store: r.db, Logger: r.log, Heartbeat: r.cfg.HeartbeatTimeout,
 	}
 	if r.cfg.MarkerFile != "" {
 		cfg.Marker = group.FileMarker(r.cfg.MarkerFile)
