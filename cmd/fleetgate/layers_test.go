@@ -20,16 +20,18 @@ var internal = map[string][]string{
 	"cluster/status": {"cluster/member", "translate/assemble", "translate/record"},
 	"cluster/group":  {"cluster/pki", "cluster/store"},
 	// member hashes objects as records are hashed, and reads the CRDs that an installation consists of.
-	"cluster/member":     {"cluster/store", "deploy", "translate/record"},
-	"translate":          {"translate/envoy", "translate/record"},
-	"translate/assemble": {"translate/envoy", "translate/record"},
-	"translate/envoy":    {},
-	"translate/record":   {},
-	"cluster/store":      {},
-	"cluster/pki":        {},
-	"cluster/seal":       {},
-	"xds":                {},
-	"deploy":             {},
+	"cluster/member":         {"cluster/store", "deploy", "translate/record"},
+	"translate":              {"translate/envoy", "translate/record"},
+	"translate/assemble":     {"translate/envoy", "translate/record"},
+	"translate/envoy":        {},
+	"translate/record":       {},
+	"cluster/fleet":          {"cluster/fleet/v1alpha1"},
+	"cluster/store":          {},
+	"cluster/pki":            {},
+	"cluster/seal":           {},
+	"cluster/fleet/v1alpha1": {},
+	"xds":                    {},
+	"deploy":                 {},
 }
 
 // confined says who alone may import a dependency, and why.
