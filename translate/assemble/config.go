@@ -33,7 +33,7 @@ func (s *served) backends() []record.Key {
 
 // pieces is into how many pieces a configuration is cut. A change remakes one piece and lists all, so the root of the number of virtual hosts that a
 // large Gateway has is the cheapest.
-const pieces = 128
+const pieces = 256
 
 // config is one RouteConfiguration. It is cut by a hash of domains into pieces of virtual hosts, and by a hash of part ids into shares of routes. A change
 // remakes the pieces and shares that it is in and nothing else: resources that were given out keep the old ones, and share with their successors
@@ -201,7 +201,8 @@ func (c *config) items(s *served, original string) []*item {
 		for m := range matches {
 			b, ok := c.bytes(s, &matches[m])
 			if ok {
-				out = append(out, &item{route: s, original: original, rule: r, match: m, sort: &matches[m].Sort, bytes: b})
+				sort := &matches[m].Sort
+				out = append(out, &item{route: s, original: original, rule: r, match: m, sort: sort, key: keyOf(sort.PathKind, sort.Path), bytes: b})
 			}
 		}
 	}

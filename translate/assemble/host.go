@@ -50,6 +50,9 @@ func (h *host) flush() bool {
 
 // hostBytes is the virtual host of ordered routes.
 func hostBytes(domain string, items []*item) []byte {
+	if leaves, otherwise, ok := treeOf(items); ok {
+		return envoy.VirtualHostTreeBytes(domain, []string{domain}, leaves, otherwise)
+	}
 	routes := make([][]byte, len(items))
 	for i, it := range items {
 		routes[i] = it.bytes

@@ -14,6 +14,7 @@ type item struct {
 	rule     int
 	match    int
 	sort     *record.SortKey
+	key      string // what the paths that it matches begin with
 	bytes    []byte
 }
 

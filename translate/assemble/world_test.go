@@ -3,6 +3,7 @@ package assemble
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -257,6 +258,10 @@ func matchesRequest(m *routev3.RouteMatch, path string, headers map[string]strin
 	switch p := m.PathSpecifier.(type) {
 	case *routev3.RouteMatch_Path:
 		if path != p.Path {
+			return false
+		}
+	case *routev3.RouteMatch_SafeRegex:
+		if !regexp.MustCompile("^(?:" + p.SafeRegex.Regex + ")$").MatchString(path) {
 			return false
 		}
 	case *routev3.RouteMatch_Prefix:
