@@ -11,8 +11,9 @@ import (
 type host struct {
 	domain  string
 	piece   int
-	status  uint32 // answered where no route is there; 0 = the host is only there for its routes
-	items   []*item
+	status  uint32  // answered where no route is there; 0 = the host is only there for its routes
+	items   []*item // in the order of precedence
+	byKey   []*item // the same by compareKeys, nil where a list is enough
 	bytes   []byte
 	hash    [sha256.Size]byte
 	added   []*item
@@ -30,38 +31,62 @@ func (h *host) drop(s *served) {
 
 // flush merges what was added and removed into the ordered routes and makes the bytes anew. It says whether the host is to go.
 func (h *host) flush() bool {
-	if len(h.removed) > 0 {
-		h.items = slices.DeleteFunc(h.items, func(i *item) bool { return h.removed[i.route] })
-		h.added = slices.DeleteFunc(h.added, func(i *item) bool { return h.removed[i.route] })
-	}
-	h.items = merge(h.items, h.added)
+	h.added = h.without(h.added)
+	h.items = merge(h.without(h.items), slices.Clone(h.added), compare)
+	h.keep()
 	h.added, h.removed, h.dirty = nil, nil, false
-	if len(h.items) == 0 {
-		if h.status == 0 {
-			return true
-		}
-		h.bytes = envoy.VirtualHostBytes(h.domain, []string{h.domain}, [][]byte{statusRoutes[h.status]})
-	} else {
-		h.bytes = hostBytes(h.domain, h.items)
+	if len(h.items) == 0 && h.status == 0 {
+		return true
 	}
+	h.bytes = h.marshal()
 	h.hash = sha256.Sum256(h.bytes)
 	return false
 }
 
-// hostBytes is the virtual host of ordered routes.
-func hostBytes(domain string, items []*item) []byte {
-	if leaves, otherwise, ok := treeOf(items); ok {
-		return envoy.VirtualHostTreeBytes(domain, []string{domain}, leaves, otherwise)
+// without takes the removed routes out of a list.
+func (h *host) without(items []*item) []*item {
+	if len(h.removed) == 0 {
+		return items
 	}
-	routes := make([][]byte, len(items))
-	for i, it := range items {
-		routes[i] = it.bytes
-	}
-	return envoy.VirtualHostBytes(domain, []string{domain}, routes)
+	return slices.DeleteFunc(items, func(i *item) bool { return h.removed[i.route] })
 }
 
-// merge puts new items into ordered ones.
-func merge(ordered, added []*item) []*item {
+// keep brings the order by key up to date, where it is needed.
+func (h *host) keep() {
+	switch {
+	case len(h.items) <= listBelow:
+		h.byKey = nil
+	case h.byKey == nil:
+		h.byKey = slices.SortedFunc(slices.Values(h.items), compareKeys)
+	default:
+		h.byKey = merge(h.without(h.byKey), h.added, compareKeys)
+	}
+}
+
+// marshal makes the bytes of the virtual host: a status, a tree or a list.
+func (h *host) marshal() []byte {
+	domains := []string{h.domain}
+	if len(h.items) == 0 {
+		return envoy.VirtualHostBytes(h.domain, domains, [][]byte{statusRoutes[h.status]})
+	}
+	if h.byKey != nil {
+		if leaves, otherwise, ok := treeOf(h.byKey); ok {
+			return envoy.VirtualHostTreeBytes(h.domain, domains, leaves, otherwise)
+		}
+	}
+	return envoy.VirtualHostBytes(h.domain, domains, bytesOf(h.items))
+}
+
+func bytesOf(items []*item) [][]byte {
+	out := make([][]byte, len(items))
+	for i, it := range items {
+		out[i] = it.bytes
+	}
+	return out
+}
+
+// merge puts new items into ones in the order of compare.
+func merge(ordered, added []*item, compare func(a, b *item) int) []*item {
 	slices.SortFunc(added, compare)
 	if len(ordered) == 0 {
 		return added

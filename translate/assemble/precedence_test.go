@@ -233,7 +233,7 @@ func TestMergeAgainstSort(t *testing.T) {
 	want := slices.SortedFunc(slices.Values(all), compare)
 	for _, n := range []int{0, 1, 3, 20, 30, 200, 399, 400} {
 		ordered := slices.SortedFunc(slices.Values(all[n:]), compare)
-		if got := merge(ordered, slices.Clone(all[:n])); !slices.Equal(got, want) {
+		if got := merge(ordered, slices.Clone(all[:n]), compare); !slices.Equal(got, want) {
 			t.Errorf("%d new matches end up in the wrong order", n)
 		}
 	}

@@ -1,6 +1,7 @@
 package assemble
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,56 +17,55 @@ const (
 	treeGrowth = 8
 )
 
-// treeOf indexes ordered routes by the beginning of their paths, without a say in precedence: a leaf holds, in order, all routes that can match a path that begins
-// with its key and with no longer one, so that the first that fits is the one of the whole list. It says false where a list is better.
-func treeOf(items []*item) (leaves []envoy.Leaf, otherwise [][]byte, ok bool) {
-	if len(items) <= listBelow {
-		return nil, nil, false
-	}
-	at := map[string][]int{} // by key: its own routes, by place in the order
-	for i, it := range items {
-		at[it.key] = append(at[it.key], i)
-	}
-	listed := 0
-	var above []string // the keys that the one at hand begins with
-	for _, k := range sortedKeys(at) {
-		for len(above) > 0 && !strings.HasPrefix(k, above[len(above)-1]) {
+// treeOf indexes routes by the beginning of their paths, without a say in precedence: a leaf holds, in order, all routes that can match a path that begins
+// with its key and with no longer one, so that the first that fits is the one of the whole list. byKey is ordered by compareKeys. It says false where a list
+// is better.
+func treeOf(byKey []*item) (leaves []envoy.Leaf, otherwise [][]byte, ok bool) {
+	var above [][]*item // the groups whose keys the one at hand begins with
+	routes := make([][]byte, 0, 2*len(byKey))
+	for rest := byKey; len(rest) > 0; {
+		key, end := rest[0].key, 1
+		for end < len(rest) && rest[end].key == key {
+			end++
+		}
+		for len(above) > 0 && !strings.HasPrefix(key, above[len(above)-1][0].key) {
 			above = above[:len(above)-1]
 		}
-		own := slices.Clone(at[k])
-		for _, a := range above {
-			own = append(own, filter(at[a], func(i int) bool { return items[i].reaches(k) })...)
+		from := len(routes)
+		for _, it := range leafOf(rest[:end], above, key) {
+			routes = append(routes, it.bytes)
 		}
-		slices.Sort(own)
-		above = append(above, k)
-		if listed += len(own); listed > treeGrowth*len(items) {
+		if len(routes) > treeGrowth*len(byKey) {
 			return nil, nil, false
 		}
-		if k == "" {
-			otherwise = bytesOf(items, own)
+		if key == "" {
+			otherwise = routes[from:]
 		} else {
-			leaves = append(leaves, envoy.Leaf{Key: k, Routes: bytesOf(items, own)})
+			leaves = append(leaves, envoy.Leaf{Key: key, Routes: routes[from:len(routes):len(routes)]})
 		}
+		above, rest = append(above, rest[:end]), rest[end:]
 	}
 	return leaves, otherwise, true
 }
 
-func sortedKeys(m map[string][]int) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
+// leafOf gives, in order, the routes of a key and those of the keys above it that can match below it.
+func leafOf(own []*item, above [][]*item, key string) []*item {
+	out := own[:len(own):len(own)]
+	for _, group := range above {
+		for _, it := range group {
+			if it.reaches(key) {
+				out = append(out, it)
+			}
+		}
 	}
-	slices.Sort(out)
+	if len(out) > len(own) {
+		slices.SortFunc(out, compare)
+	}
 	return out
 }
 
-func bytesOf(items []*item, places []int) [][]byte {
-	out := make([][]byte, len(places))
-	for i, p := range places {
-		out[i] = items[p].bytes
-	}
-	return out
-}
+// compareKeys groups items by key, each group in the order of precedence.
+func compareKeys(a, b *item) int { return cmp.Or(strings.Compare(a.key, b.key), compare(a, b)) }
 
 // keyOf is what each path begins with that an item matches: its path, or what is fixed at the front of its regex.
 func keyOf(kind uint8, path string) string {

@@ -84,15 +84,11 @@ func twoHosts(t *testing.T, r *rand.Rand) (list, tree *routev3.VirtualHost) {
 		items = append(items, treeItem(t, r, i))
 	}
 	slices.SortFunc(items, compare)
-	leaves, otherwise, ok := treeOf(items)
+	leaves, otherwise, ok := treeOf(slices.SortedFunc(slices.Values(items), compareKeys))
 	if !ok {
 		return nil, nil
 	}
-	places := make([]int, len(items))
-	for i := range places {
-		places[i] = i
-	}
-	return openHost(t, envoy.VirtualHostBytes("list", []string{"list"}, bytesOf(items, places))), openHost(t, envoy.VirtualHostTreeBytes("tree", []string{"tree"}, leaves, otherwise))
+	return openHost(t, envoy.VirtualHostBytes("list", []string{"list"}, bytesOf(items))), openHost(t, envoy.VirtualHostTreeBytes("tree", []string{"tree"}, leaves, otherwise))
 }
 
 func openHost(t *testing.T, b []byte) *routev3.VirtualHost {

@@ -1,5 +1,7 @@
 package envoy
 
+import "google.golang.org/protobuf/encoding/protowire"
+
 // Field numbers of VirtualHost.matcher and of what is below it; TestVirtualHostTree holds them against the protos.
 const (
 	vhostMatcher = 21
@@ -13,6 +15,7 @@ const (
 	listRoutes                     = 1
 	headerInputName                = 1
 	headerInputURL                 = "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
+	routesName                     = "routes"
 	routeListURL                   = "type.googleapis.com/envoy.config.route.v3.RouteList"
 )
 
@@ -26,25 +29,63 @@ type Leaf struct {
 // routes only. A leaf whose routes all miss answers 404: it must list those of shorter keys too that can match. otherwise are the routes of paths that
 // begin with no key.
 func VirtualHostTreeBytes(name string, domains []string, leaves []Leaf, otherwise [][]byte) []byte {
-	var entries []byte
+	entries, rest := 0, 0
 	for _, l := range leaves {
-		entries = appendBytes(entries, mapEntry, appendBytes(appendBytes(nil, entryKey, l.Key), entryValue, takeFrom(l.Routes)))
+		entries += field(field(len(l.Key)) + field(sizeOfTake(l.Routes)))
 	}
-	tree := appendBytes(nil, treeInput, extension("path", headerInputURL, appendBytes(nil, headerInputName, ":path")))
-	matcher := appendBytes(nil, matcherTree, appendBytes(tree, treePrefixes, entries))
+	input := extension("path", headerInputURL, appendBytes(nil, headerInputName, ":path"))
+	tree := field(len(input)) + field(entries)
 	if len(otherwise) > 0 {
-		matcher = appendBytes(matcher, matcherOtherwise, takeFrom(otherwise))
+		rest = field(sizeOfTake(otherwise))
 	}
-	return appendBytes(VirtualHostBytes(name, domains, nil), vhostMatcher, matcher)
+	head := VirtualHostBytes(name, domains, nil)
+	b := append(make([]byte, 0, len(head)+rest+field(field(tree))+16), head...)
+	b = appendHead(b, vhostMatcher, field(tree)+rest)
+	b = appendHead(b, matcherTree, tree)
+	b = appendBytes(b, treeInput, input)
+	b = appendHead(b, treePrefixes, entries)
+	for _, l := range leaves {
+		size := sizeOfTake(l.Routes)
+		b = appendHead(b, mapEntry, field(len(l.Key))+field(size))
+		b = appendBytes(b, entryKey, l.Key)
+		b = appendTake(appendHead(b, entryValue, size), l.Routes)
+	}
+	if len(otherwise) > 0 {
+		b = appendTake(appendHead(b, matcherOtherwise, sizeOfTake(otherwise)), otherwise)
+	}
+	return b
 }
 
-// takeFrom is the outcome of a match (OnMatch) that takes the first fitting route of a list.
-func takeFrom(routes [][]byte) []byte {
-	var list []byte
+// field is the size of a length-delimited field of one of the low numbers here, tag included.
+func field(length int) int { return 1 + protowire.SizeBytes(length) }
+
+func appendHead(b []byte, number protowire.Number, length int) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(b, number, protowire.BytesType), uint64(length))
+}
+
+// appendTake writes the outcome of a match (OnMatch) that takes the first fitting route of a list. Sizes are reckoned first, so that routes are copied once.
+func appendTake(b []byte, routes [][]byte) []byte {
+	list := sizeOfList(routes)
+	b = appendHead(b, onMatchAction, sizeOfExtension(list))
+	b = appendBytes(b, extensionName, routesName)
+	b = appendHead(b, extensionConfig, sizeOfAny(list))
+	b = appendBytes(b, anyURL, routeListURL)
+	b = appendHead(b, anyValue, list)
 	for _, r := range routes {
-		list = appendBytes(list, listRoutes, r)
+		b = appendBytes(b, listRoutes, r)
 	}
-	return appendBytes(nil, onMatchAction, extension("routes", routeListURL, list))
+	return b
+}
+
+func sizeOfTake(routes [][]byte) int { return field(sizeOfExtension(sizeOfList(routes))) }
+func sizeOfExtension(list int) int   { return field(len(routesName)) + field(sizeOfAny(list)) }
+func sizeOfAny(list int) int         { return field(len(routeListURL)) + field(list) }
+
+func sizeOfList(routes [][]byte) (n int) {
+	for _, r := range routes {
+		n += field(len(r))
+	}
+	return n
 }
 
 // extension is a TypedExtensionConfig.
