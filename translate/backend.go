@@ -18,6 +18,8 @@ import (
 const (
 	consumerAuto = "auto" // by the Service port's appProtocol
 	consumerH2   = "h2"   // HTTP/2 with prior knowledge: gRPC
+	consumerTCP  = "tcp"  // a stream of bytes: the cluster is the listener's, made at assembly
+	consumerUDP  = "udp"  // datagrams, likewise
 )
 
 // InvalidCluster is the name of no cluster: what routes name for a backend that cannot be used, and Envoy answers with 500. No cluster has it, since
@@ -38,7 +40,7 @@ func splitBackend(name string) (service string, port int32, consumer string, ok 
 		return "", 0, "", false
 	}
 	n, err := strconv.ParseUint(parts[1], 10, 16)
-	return parts[0], int32(n), parts[2], err == nil && (parts[2] == consumerAuto || parts[2] == consumerH2)
+	return parts[0], int32(n), parts[2], err == nil && slices.Contains([]string{consumerAuto, consumerH2, consumerTCP, consumerUDP}, parts[2])
 }
 
 func serviceOfKey(k record.Key) string {
@@ -67,21 +69,25 @@ func findPort(v *view, k record.Key) (port servicePort, consumer string, ok bool
 		return servicePort{}, "", false
 	}
 	f := fact[serviceFact](v, "Service", k.Namespace, service)
-	port, reason := f.port(number)
+	port, reason := f.port(number, consumer)
 	return port, consumer, reason == ""
 }
 
-// port finds a TCP port; reason says why it cannot be used.
-func (f *serviceFact) port(number int32) (port servicePort, reason string) {
+// port finds a port of the protocol that a consumer speaks; reason says why it cannot be used.
+func (f *serviceFact) port(number int32, consumer string) (port servicePort, reason string) {
+	protocol := "TCP"
+	if consumer == consumerUDP {
+		protocol = "UDP"
+	}
 	switch {
 	case f == nil:
 		return servicePort{}, "does not exist: create it, or name another"
 	case f.external:
 		return servicePort{}, "is of type ExternalName, which is not supported: use a Service with endpoints"
 	}
-	i := slices.IndexFunc(f.ports, func(p servicePort) bool { return p.port == number && p.protocol == "TCP" })
+	i := slices.IndexFunc(f.ports, func(p servicePort) bool { return p.port == number && p.protocol == protocol })
 	if i < 0 {
-		return servicePort{}, fmt.Sprintf("has no TCP port %d: name one that it has", number)
+		return servicePort{}, fmt.Sprintf("has no %s port %d: name one that it has", protocol, number)
 	}
 	return f.ports[i], ""
 }
@@ -92,6 +98,9 @@ func compileBackend(v *view, k record.Key) compiled {
 	port, consumer, ok := findPort(v, k)
 	if !ok {
 		out.Missing = true
+		return compiled{value: out}
+	}
+	if consumer == consumerTCP || consumer == consumerUDP {
 		return compiled{value: out}
 	}
 	cluster, err := envoy.Cluster(out.Name, consumer == consumerH2 || slices.Contains(h2Protocols, port.app))
@@ -164,7 +173,7 @@ func resolveBackend(v *view, from record.Object, ref gatewayv1.BackendObjectRefe
 	if ref.Port != nil {
 		number = int32(*ref.Port)
 	}
-	if _, reason := fact[serviceFact](v, "Service", namespace, name).port(number); reason != "" {
+	if _, reason := fact[serviceFact](v, "Service", namespace, name).port(number, consumer); reason != "" {
 		p := unresolved("BackendNotFound", fmt.Sprintf("Service %s/%s %s", namespace, name, reason))
 		return record.Key{}, &p
 	}

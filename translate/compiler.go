@@ -237,7 +237,7 @@ func (c *Compiler) unitOf(e Event) (record.Key, bool) {
 		k.Kind = record.KindListenerSet
 	case "Namespace":
 		k.Kind, k.Namespace = record.KindNamespace, e.Name
-	case "HTTPRoute", "GRPCRoute":
+	case "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute":
 		k.Kind, k.Name = record.KindRoute, record.Join(e.Kind, e.Name)
 	default:
 		return k, false

@@ -40,11 +40,14 @@ type listenerSetFact struct {
 	spec *gatewayv1.ListenerSetSpec
 }
 
-// routeFact holds one of the two; what they have in common is made when it is compiled, under the panic guard.
+// routeFact holds one of these; what they have in common is made when it is compiled, under the panic guard.
 type routeFact struct {
 	identity
 	http *gatewayv1.HTTPRouteSpec
 	grpc *gatewayv1.GRPCRouteSpec
+	tls  *gatewayv1.TLSRouteSpec
+	tcp  *gatewayv1.TCPRouteSpec
+	udp  *gatewayv1.UDPRouteSpec
 }
 
 type serviceFact struct {
@@ -98,6 +101,12 @@ func factOf(kind string, o Object) any {
 		return &routeFact{identity: identityOf(kind, o), http: &o.Spec}
 	case *gatewayv1.GRPCRoute:
 		return &routeFact{identity: identityOf(kind, o), grpc: &o.Spec}
+	case *gatewayv1.TLSRoute:
+		return &routeFact{identity: identityOf(kind, o), tls: &o.Spec}
+	case *gatewayv1.TCPRoute:
+		return &routeFact{identity: identityOf(kind, o), tcp: &o.Spec}
+	case *gatewayv1.UDPRoute:
+		return &routeFact{identity: identityOf(kind, o), udp: &o.Spec}
 	case *corev1.Service:
 		return serviceOf(o)
 	case *discoveryv1.EndpointSlice:

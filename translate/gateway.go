@@ -15,6 +15,9 @@ import (
 var supportedKinds = map[gatewayv1.ProtocolType][]string{
 	gatewayv1.HTTPProtocolType:  {"HTTPRoute", "GRPCRoute"},
 	gatewayv1.HTTPSProtocolType: {"HTTPRoute", "GRPCRoute"},
+	gatewayv1.TLSProtocolType:   {"TLSRoute"},
+	gatewayv1.TCPProtocolType:   {"TCPRoute"},
+	gatewayv1.UDPProtocolType:   {"UDPRoute"},
 }
 
 // compileGateway makes the record of a Gateway, unless its class is another controller's. A Gateway of a class that does not exist has a record
@@ -156,7 +159,7 @@ func compileListener(v *view, owner record.Object, l *gatewayv1.Listener) record
 	}
 	supported, ok := supportedKinds[l.Protocol]
 	if !ok {
-		out.Problems = append(out.Problems, accepted("UnsupportedProtocol", fmt.Sprintf("protocol %s is not supported: use HTTP or HTTPS", l.Protocol)))
+		out.Problems = append(out.Problems, accepted("UnsupportedProtocol", fmt.Sprintf("protocol %s is not supported: use HTTP, HTTPS, TLS, TCP or UDP", l.Protocol)))
 	}
 	if l.Filters != nil && len(l.Filters.Requests) > 0 {
 		out.Problems = append(out.Problems, accepted("UnsupportedValue", "listener filters are not supported, and nothing is served without them: remove filters"))
@@ -166,7 +169,10 @@ func compileListener(v *view, owner record.Object, l *gatewayv1.Listener) record
 	out.Problems = append(out.Problems, problems...)
 	out.Allowed, problems = allowedRoutes(l.AllowedRoutes)
 	out.Problems = append(out.Problems, problems...)
-	if l.Protocol == gatewayv1.HTTPSProtocolType {
+	switch {
+	case l.Protocol == gatewayv1.TLSProtocolType && l.TLS != nil && value(l.TLS.Mode) == gatewayv1.TLSModePassthrough:
+		out.Passthrough = true
+	case l.Protocol == gatewayv1.HTTPSProtocolType || l.Protocol == gatewayv1.TLSProtocolType:
 		compileTLS(v, owner, l, &out)
 	}
 	return out
@@ -214,14 +220,14 @@ func allowedNamespaces(field string, from gatewayv1.FromNamespaces, labels *meta
 	return record.Allowed{From: string(from), Selector: selector.String()}, nil
 }
 
-// compileTLS resolves the certificates of an HTTPS listener. Whether a secret is there and well formed is its own record's matter.
+// compileTLS resolves the certificates of a listener that terminates TLS. Whether a secret is there and well formed is its own record's matter.
 func compileTLS(v *view, owner record.Object, l *gatewayv1.Listener, out *record.Listener) {
 	if l.TLS == nil || len(l.TLS.CertificateRefs) == 0 {
-		out.Problems = append(out.Problems, unresolved("InvalidCertificateRef", "an HTTPS listener needs a certificate: name a Secret in tls.certificateRefs"))
+		out.Problems = append(out.Problems, unresolved("InvalidCertificateRef", "a listener that terminates TLS needs a certificate: name a Secret in tls.certificateRefs"))
 		return
 	}
 	if l.TLS.Mode != nil && *l.TLS.Mode != gatewayv1.TLSModeTerminate {
-		out.Problems = append(out.Problems, accepted("UnsupportedValue", fmt.Sprintf("tls.mode %s is not supported for HTTPS: use Terminate", *l.TLS.Mode)))
+		out.Problems = append(out.Problems, accepted("UnsupportedValue", fmt.Sprintf("tls.mode %s is not supported for %s: use Terminate", *l.TLS.Mode, l.Protocol)))
 		return
 	}
 	for _, ref := range l.TLS.CertificateRefs {

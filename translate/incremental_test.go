@@ -59,7 +59,7 @@ var reached = []string{
 	"pathSeparatedPrefix:", "path: /a", "safeRegex:", "queryParameters:", "regexRewrite:", "hostRewriteLiteral:", "redirect:", "portRedirect:", "requestMirrorPolicies:",
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
-	"sessionPersistence", "trust ", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
+	"sessionPersistence", "trust ", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
 	"listener filters", "ExternalName", "ExternalAuth", "is not valid: use a DNS name", "program", "missing closing",
 }
 
@@ -113,7 +113,7 @@ func (w *world) edit() {
 }
 
 func (w *world) change() Event {
-	kind := pick(w.r, "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "Namespace", "ListenerSet", "ConfigMap", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
+	kind := pick(w.r, "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
 	o := w.make(kind)
 	e := eventOf(kind, o)
 	in := input{kind, e.Namespace, e.Name}
@@ -142,7 +142,7 @@ func (w *world) refer() {
 		k := record.Key{Cluster: pick(w.r, "c1", "c1", "c2"), Namespace: pick(w.r, "a", "b"), Kind: record.KindSecret, Name: pick(w.r, "s1", "s2")}
 		if w.r.IntN(2) == 0 {
 			k.Kind = pick(w.r, record.KindBackend, record.KindEndpoints)
-			k.Name = pick(w.r, "v1/80/auto", "v2/80/h2", "v1/90/auto", "v1/x/auto", "strange", "v1/80/tls")
+			k.Name = pick(w.r, "v1/80/auto", "v2/80/h2", "v1/90/auto", "v1/x/auto", "strange", "v1/80/tls", "v2/80/udp")
 		}
 		w.referenced = append(w.referenced, k)
 	}
@@ -250,6 +250,18 @@ func (w *world) make(kind string) Object {
 		o.Spec = gatewayv1.HTTPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.rule)}
 	case *gatewayv1.GRPCRoute:
 		o.Spec = gatewayv1.GRPCRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.grpcRule)}
+	case *gatewayv1.TLSRoute:
+		o.Spec = gatewayv1.TLSRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, func() gatewayv1.TLSRouteRule {
+			return gatewayv1.TLSRouteRule{Name: maybe[gatewayv1.SectionName](r, "n"), BackendRefs: some(r, 2, w.backend)}
+		})}
+	case *gatewayv1.TCPRoute:
+		o.Spec = gatewayv1.TCPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Rules: some(r, 2, func() gatewayv1.TCPRouteRule {
+			return gatewayv1.TCPRouteRule{Name: maybe[gatewayv1.SectionName](r, "n"), BackendRefs: some(r, 2, w.backend)}
+		})}
+	case *gatewayv1.UDPRoute:
+		o.Spec = gatewayv1.UDPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Rules: some(r, 2, func() gatewayv1.UDPRouteRule {
+			return gatewayv1.UDPRouteRule{Name: maybe[gatewayv1.SectionName](r, "n"), BackendRefs: some(r, 2, w.backend)}
+		})}
 	case *corev1.Service:
 		o.Name = pick(r, "v1", "v2")
 		o.Spec.Type = pick(r, corev1.ServiceTypeClusterIP, corev1.ServiceTypeClusterIP, corev1.ServiceTypeExternalName)
@@ -262,7 +274,7 @@ func (w *world) make(kind string) Object {
 		w.secret(o)
 	case *gatewayv1.ReferenceGrant:
 		o.Spec.From = some(r, 2, func() gatewayv1.ReferenceGrantFrom {
-			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "Gateway", "ListenerSet"), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
+			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet"), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
 		})
 		o.Spec.To = some(r, 2, func() gatewayv1.ReferenceGrantTo {
 			return gatewayv1.ReferenceGrantTo{Group: pick[gatewayv1.Group](r, "", "", "x"), Kind: pick[gatewayv1.Kind](r, "Service", "Secret", "ConfigMap"), Name: maybe[gatewayv1.ObjectName](r, "v1", "s1")}
@@ -296,7 +308,7 @@ func (w *world) listener() gatewayv1.Listener {
 		Name:     pick[gatewayv1.SectionName](r, "l1", "l2", "l3"),
 		Hostname: maybe[gatewayv1.Hostname](r, "A.example", "*.example", "*.example", "*", ""),
 		Port:     pick[int32](r, 80, 443, 8080),
-		Protocol: pick(r, gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.UDPProtocolType),
+		Protocol: pick(r, gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.TLSProtocolType, gatewayv1.UDPProtocolType, "SCTP"),
 	}
 	if r.IntN(8) == 0 {
 		l.Filters = &gatewayv1.ListenerFilters{Requests: some(r, 1, func() gatewayv1.ListenerFilter { return gatewayv1.ListenerFilter{} })}

@@ -33,8 +33,11 @@ func splitRoute(name string) (kind, route string) {
 func compileRoute(v *view, k record.Key) compiled {
 	kind, name := splitRoute(k.Name)
 	f := fact[routeFact](v, kind, k.Namespace, name)
+	if s := streamOf(f); s != nil {
+		return compileStream(v, f, s)
+	}
 	spec := lower(f)
-	out := record.Route{Object: f.object, Created: f.created, Parents: parents(spec)}
+	out := record.Route{Object: f.object, Created: f.created, Parents: parents(spec.object.Namespace, spec.parents)}
 	out.Hostnames, out.Problems = hostnames(spec.hostnames)
 	for i := range spec.rules {
 		rule := ruleCompiler{view: v, spec: spec, index: i, rule: &spec.rules[i], parents: out.Parents}
@@ -56,13 +59,21 @@ func lower(f *routeFact) *routeSpec {
 func refsOfRoute(r record.Route) []record.Key {
 	seen := map[record.Key]bool{}
 	var out []record.Key
+	use := func(b record.Key) {
+		if !seen[b] {
+			seen[b] = true
+			out = append(out, withEndpoints(b)...)
+		}
+	}
 	for _, rule := range r.Rules {
 		for _, m := range rule.Matches {
 			for _, b := range m.Backends {
-				if !seen[b] {
-					seen[b] = true
-					out = append(out, withEndpoints(b)...)
-				}
+				use(b)
+			}
+		}
+		for _, s := range rule.Stream {
+			if s.Backend != nil {
+				use(*s.Backend)
 			}
 		}
 	}
@@ -86,10 +97,11 @@ func hostnames(in []gatewayv1.Hostname) (out []string, problems []record.Problem
 	return out, problems
 }
 
-func parents(spec *routeSpec) []record.Parent {
+// parents gives the parentRefs of a route in a namespace with their defaults.
+func parents(namespace string, refs []gatewayv1.ParentReference) []record.Parent {
 	var out []record.Parent
-	for _, p := range spec.parents {
-		parent := record.Parent{Group: gatewayv1.GroupName, Kind: "Gateway", Namespace: spec.object.Namespace, Name: string(p.Name)}
+	for _, p := range refs {
+		parent := record.Parent{Group: gatewayv1.GroupName, Kind: "Gateway", Namespace: namespace, Name: string(p.Name)}
 		if p.Group != nil {
 			parent.Group = string(*p.Group)
 		}

@@ -173,7 +173,7 @@ func startEnvoy(t *testing.T) (url string) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	runUntilReady(t, exec.Command(binary, "--disable-hot-restart", "--concurrency", "1", "-l", "info", "-c", file))
+	runUntil(t, exec.Command(binary, "--disable-hot-restart", "--concurrency", "1", "-l", "info", "-c", file), "starting main dispatch loop")
 	return fmt.Sprintf("http://127.0.0.1:%d", l.Address.GetSocketAddress().GetPortValue())
 }
 
@@ -204,6 +204,7 @@ func staticClusters(t *testing.T, c *Compiler) []string {
 
 // ready closes its channel at the line with which Envoy says that it works.
 type ready struct {
+	line string
 	log  bytes.Buffer
 	done chan struct{}
 	once bool
@@ -211,15 +212,16 @@ type ready struct {
 
 func (r *ready) Write(p []byte) (int, error) {
 	r.log.Write(p)
-	if !r.once && bytes.Contains(r.log.Bytes(), []byte("starting main dispatch loop")) {
+	if !r.once && bytes.Contains(r.log.Bytes(), []byte(r.line)) {
 		r.once = true
 		close(r.done)
 	}
 	return len(p), nil
 }
 
-func runUntilReady(t *testing.T, cmd *exec.Cmd) {
-	out := &ready{done: make(chan struct{})}
+func runUntil(t *testing.T, cmd *exec.Cmd, line string) {
+	t.Helper()
+	out := &ready{line: line, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

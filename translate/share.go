@@ -21,6 +21,14 @@ type share struct {
 // maxWeight is the API's own limit: Envoy rejects weights whose sum overflows.
 const maxWeight = 1_000_000
 
+// weight reads a backendRef's weight, 1 by default.
+func weight(w *int32) uint32 {
+	if w == nil {
+		return 1
+	}
+	return uint32(min(max(*w, 0), maxWeight))
+}
+
 // forward gives the shares, with the invalid cluster in place of what cannot be used; nothing where no valid one has weight.
 func (r *ruleCompiler) forward() []share {
 	var out []share
@@ -39,10 +47,7 @@ func (r *ruleCompiler) forward() []share {
 }
 
 func (r *ruleCompiler) share(ref *gatewayv1.HTTPBackendRef) share {
-	out := share{cluster: InvalidCluster, weight: 1}
-	if ref.Weight != nil {
-		out.weight = uint32(min(max(*ref.Weight, 0), maxWeight))
-	}
+	out := share{cluster: InvalidCluster, weight: weight(ref.Weight)}
 	key, problem := resolveBackend(r.view, r.spec.object, ref.BackendObjectReference, r.spec.consumer)
 	if problem != nil {
 		r.note(problem)

@@ -20,7 +20,8 @@ type outcome struct {
 
 // binding says that a listener serves a route for a domain.
 type binding struct {
-	config   *config
+	config   *config // nil: it forwards streams
+	listener *listener
 	domain   string
 	original string // most specific hostname of the route that gave the domain
 }
@@ -144,7 +145,7 @@ func (a *attachment) bind(r *record.Route, l *listener) {
 	}
 	for _, p := range domains(l, r) {
 		if !ownedByOther(a.gateway.listeners, l, p.host) {
-			a.bindings = append(a.bindings, binding{l.config, domain(p.host), p.original})
+			a.bindings = append(a.bindings, binding{l.config, l, domain(p.host), p.original})
 		}
 	}
 }

@@ -36,6 +36,11 @@ func secretsOf(listeners []record.Listener) []record.Key {
 	return out
 }
 
+func withProtocol(l record.Listener, protocol string) record.Listener {
+	l.Protocol = protocol
+	return l
+}
+
 // addRoute puts a route with one rule for all paths.
 func addRoute(t testing.TB, w *world, s *State, k record.Key, hosts []string, parents ...record.Parent) Delta {
 	t.Helper()
@@ -169,7 +174,7 @@ func TestGatewaysOfOthersAreIgnored(t *testing.T) {
 
 func TestListenerConflicts(t *testing.T) {
 	tcp := httpListener("tcp", "", 80)
-	tcp.Protocol = "TCP"
+	tcp.Protocol = "SCTP"
 	for _, c := range []struct {
 		name      string
 		listeners []record.Listener
@@ -183,6 +188,16 @@ func TestListenerConflicts(t *testing.T) {
 			[]string{"True ProtocolConflict", "True ProtocolConflict"}, "False ListenersNotValid", 0},
 		{"an unsupported protocol conflicts with nobody", []record.Listener{httpListener("a", "", 80), tcp},
 			[]string{"False NoConflicts", "False NoConflicts"}, "True ListenersNotValid", 1},
+		{"TCP beside HTTP", []record.Listener{httpListener("a", "", 80), withProtocol(httpListener("b", "", 80), "TCP")},
+			[]string{"True ProtocolConflict", "True ProtocolConflict"}, "False ListenersNotValid", 0},
+		{"two TCP listeners of one port", []record.Listener{withProtocol(httpListener("a", "", 80), "TCP"), withProtocol(httpListener("b", "", 80), "TCP")},
+			[]string{"True HostnameConflict", "True HostnameConflict"}, "False ListenersNotValid", 0},
+		{"TCP and UDP are two ports", []record.Listener{withProtocol(httpListener("a", "", 80), "TCP"), withProtocol(httpListener("b", "", 80), "UDP")},
+			[]string{"False NoConflicts", "False NoConflicts"}, "True Accepted", 1},
+		{"TLS and HTTPS share a port by server name", []record.Listener{withProtocol(httpsListener("a", "a.org", 443, theSecret), "TLS"), httpsListener("b", "b.org", 443, theSecret)},
+			[]string{"False NoConflicts", "False NoConflicts"}, "True Accepted", 1},
+		{"TLS and HTTPS of one server name", []record.Listener{withProtocol(httpsListener("a", "a.org", 443, theSecret), "TLS"), httpsListener("b", "a.org", 443, theSecret)},
+			[]string{"True ProtocolConflict", "True ProtocolConflict"}, "False ListenersNotValid", 0},
 		{"two hostnames", []record.Listener{httpListener("a", "", 80), httpListener("b", "*.org", 80)},
 			[]string{"False NoConflicts", "False NoConflicts"}, "True Accepted", 1},
 	} {

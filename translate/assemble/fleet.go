@@ -14,6 +14,7 @@ type fleet struct {
 	name      string
 	gateway   *gateway // nil = not ours any more
 	resources map[resourceKey]Resource
+	streams   map[string]bool // whose clusters and endpoints are among them
 }
 
 type resourceKey struct {
@@ -33,8 +34,14 @@ func (f *fleet) refresh(d *dirt, s *State) []Resource {
 	for _, c := range f.gateway.configs {
 		c.touch(d.backends, s.cluster)
 	}
+	f.gateway.touchStreams(d.backends)
+	streams := f.gateway.streamsDirty
+	if streams {
+		f.gateway.flushStreams(s)
+	}
 	if d.all {
 		out = f.replace(f.desired(s))
+		f.noteStreams()
 	} else {
 		for _, c := range f.gateway.configs {
 			if c.dirty() {
@@ -43,6 +50,9 @@ func (f *fleet) refresh(d *dirt, s *State) []Resource {
 		}
 		for k := range d.backends {
 			out = append(out, f.refreshBackend(k, s)...)
+		}
+		if streams {
+			out = append(out, f.refreshStreams()...)
 		}
 	}
 	slices.SortFunc(out, compareResources)
@@ -73,11 +83,37 @@ func (f *fleet) flushed(c *config, s *State) Resource {
 	return c.resource
 }
 
+// refreshStreams brings the ports and what streams need up to date.
+func (f *fleet) refreshStreams() []Resource {
+	var out []Resource
+	want := map[resourceKey]bool{}
+	for _, r := range slices.Concat(f.gateway.ports, f.gateway.streamResources) {
+		want[resourceKey{r.Type, r.Name}] = true
+		out = append(out, f.put(r)...)
+	}
+	for name := range f.streams {
+		for _, t := range []ResourceType{TypeCluster, TypeEndpoints} {
+			if k := (resourceKey{t, name}); !want[k] {
+				out = append(out, f.remove(k)...)
+			}
+		}
+	}
+	f.noteStreams()
+	return out
+}
+
+func (f *fleet) noteStreams() {
+	f.streams = map[string]bool{}
+	for name := range f.gateway.streams {
+		f.streams[name] = true
+	}
+}
+
 // desired is all that the fleet should run.
 func (f *fleet) desired(s *State) map[resourceKey]Resource {
 	out := map[resourceKey]Resource{}
 	put := func(r Resource) { out[resourceKey{r.Type, r.Name}] = r }
-	for _, r := range f.gateway.ports {
+	for _, r := range slices.Concat(f.gateway.ports, f.gateway.streamResources) {
 		put(r)
 	}
 	for _, r := range f.gateway.trusts {
@@ -117,7 +153,7 @@ func (f *fleet) replace(want map[resourceKey]Resource) []Resource {
 func (f *fleet) refreshBackend(k record.Key, s *State) []Resource {
 	var out []Resource
 	var want []Resource
-	if f.gateway.uses(k) {
+	if f.gateway.routesTo(k) {
 		want = s.backend(k)
 	}
 	for _, r := range want {

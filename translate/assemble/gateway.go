@@ -30,7 +30,12 @@ type gateway struct {
 	secrets   []record.Key       // of served listeners, and of client; sorted
 	trusts    []Resource         // authorities that clients are validated with
 	configs   map[string]*config // by name
+	streams   map[string]*stream // by name
 	counts    []int32            // attached routes of each listener
+
+	streamsDirty    bool                // the three below, and ports and trusts, must be made anew
+	streamResources []Resource          // clusters and endpoints of the streams
+	streamBackends  map[record.Key]bool // that these are made of
 }
 
 // newGateway makes a Gateway without routes. A listener that Envoy's own rules refuse is not served and says so; withheld says why none may be served, "" = they may.
@@ -46,6 +51,7 @@ func newGateway(k record.Key, l live, controller, withheld string, s *State) *ga
 		class:    controller,
 		configs:  map[string]*config{},
 		clients:  map[int32]*clients{},
+		streams:  map[string]*stream{},
 	}
 	g.sets = s.setsOf(k, r)
 	g.buildListeners(s, withheld)
@@ -59,10 +65,18 @@ func newGateway(k record.Key, l live, controller, withheld string, s *State) *ga
 			g.index = max(g.index, e.live.Index)
 		}
 	}
+	for _, l := range g.listeners {
+		if l.served() && !l.http() {
+			g.baseStream(l)
+		}
+	}
 	g.buildPorts(s.config)
+	maps.DeleteFunc(g.streams, func(_ string, st *stream) bool { return !st.listener.served() })
 	for _, l := range g.listeners {
 		if l.served() {
-			l.config = g.configOf(l)
+			if l.http() {
+				l.config = g.configOf(l)
+			}
 			g.secrets = append(g.secrets, l.secretKeys()...)
 		}
 	}
@@ -138,7 +152,7 @@ func (g *gateway) secretKeys() []record.Key {
 
 // secretKeys are the certificates of a listener that terminates TLS.
 func (l *listener) secretKeys() []record.Key {
-	if l.Protocol != protocolHTTPS {
+	if !l.terminates() {
 		return nil
 	}
 	return l.SecretKeys
@@ -163,6 +177,7 @@ func (g *gateway) sameShape(h *gateway) bool {
 func (g *gateway) renew(h *gateway) {
 	g.live, g.class, g.index, g.ports, g.secrets = h.live, h.class, h.index, h.ports, h.secrets
 	g.problems, g.clients, g.client, g.trusts = h.problems, h.clients, h.client, h.trusts
+	g.streamsDirty = len(g.streams) > 0
 	for i, set := range g.sets { // listeners point to them
 		*set = *h.sets[i]
 	}
@@ -173,20 +188,22 @@ func (g *gateway) renew(h *gateway) {
 
 // buildPorts makes an Envoy listener for each port that has a listener to serve.
 func (g *gateway) buildPorts(c Config) {
-	byPort := map[int32][]*listener{}
+	byPort := map[string][]*listener{}
 	for _, l := range g.listeners {
 		if l.served() {
-			byPort[l.Port] = append(byPort[l.Port], l)
+			byPort[l.socket(g.fleet)] = append(byPort[l.socket(g.fleet)], l)
 		}
 	}
-	for _, port := range slices.Sorted(maps.Keys(byPort)) {
-		r, err := g.buildPort(c, port, byPort[port])
+	for _, name := range slices.Sorted(maps.Keys(byPort)) {
+		r, err := g.buildPort(c, name, byPort[name])
 		if err != nil {
-			refuse(byPort[port], fmt.Sprintf("Envoy would reject it (%v); change the listener", err))
+			refuse(byPort[name], fmt.Sprintf("Envoy would reject it (%v); change the listener", err))
 			continue
 		}
 		g.ports = append(g.ports, r)
-		g.trust(port)
+		if slices.ContainsFunc(byPort[name], func(l *listener) bool { return l.Protocol == protocolHTTPS }) {
+			g.trust(byPort[name][0].Port)
+		}
 	}
 }
 
@@ -217,32 +234,27 @@ func refuse(listeners []*listener, message string) {
 }
 
 // buildPort makes the Envoy listener of a port, whose bytes are constant but for the chains of TLS (D17).
-func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resource, error) {
-	out := Resource{Type: TypeListener, Name: portName(g.fleet, port), Index: g.index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
+func (g *gateway) buildPort(c Config, name string, listeners []*listener) (Resource, error) {
+	out := Resource{Type: TypeListener, Name: name, Index: g.index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
 	listeners = slices.SortedFunc(slices.Values(listeners), func(a, b *listener) int { return cmp.Compare(a.id, b.id) })
-	secure := listeners[0].Protocol == protocolHTTPS
 	var chains []*listenerv3.FilterChain
 	for _, l := range listeners {
-		out.Uses = append(out.Uses, configName(g.fleet, l))
-		out.Uses = append(out.Uses, l.secretNames()...)
-		if c := g.clients[port]; c != nil && secure {
-			out.Uses = append(out.Uses, c.name)
-		}
 		if l.set != nil {
 			out.Parts[0][PartID(l.set.key)] = l.set.live.form
 		}
-		if !secure && len(chains) > 0 {
-			continue // plaintext listeners share the chain
-		}
-		chain, err := g.chain(c, l)
+		made, err := g.chains(c, l, len(chains) == 0, &out)
 		if err != nil {
 			return out, err
 		}
-		chains = append(chains, chain)
+		chains = append(chains, made...)
 	}
 	slices.Sort(out.Uses)
 	out.Uses = slices.Compact(out.Uses)
-	m, err := envoy.Listener(out.Name, c.ListenAddress, port, secure, chains, nil)
+	first := listeners[0]
+	m, err := envoy.Listener(out.Name, c.ListenAddress, first.Port, first.tls(), chains, nil)
+	if first.Protocol == protocolUDP {
+		m, err = envoy.DatagramListener(out.Name, c.ListenAddress, first.Port, g.baseStream(first).name)
+	}
 	if err != nil {
 		return out, err
 	}
@@ -251,8 +263,29 @@ func (g *gateway) buildPort(c Config, port int32, listeners []*listener) (Resour
 	return out, err
 }
 
+// chains makes the chains of a listener, and notes what they use; plaintext listeners share that of the first.
+func (g *gateway) chains(c Config, l *listener, first bool, out *Resource) ([]*listenerv3.FilterChain, error) {
+	out.Uses = append(out.Uses, l.secretNames()...)
+	switch {
+	case l.Protocol == protocolUDP:
+		out.Uses = append(out.Uses, g.baseStream(l).name)
+		return nil, nil
+	case !l.http():
+		return g.streamChains(c, l, out)
+	}
+	out.Uses = append(out.Uses, configName(g.fleet, l))
+	if v := g.clients[l.Port]; v != nil && l.Protocol == protocolHTTPS {
+		out.Uses = append(out.Uses, v.name)
+	}
+	if l.Protocol == protocolHTTP && !first {
+		return nil, nil
+	}
+	chain, err := g.chain(c, l)
+	return []*listenerv3.FilterChain{chain}, err
+}
+
 func (l *listener) secretNames() []string {
-	if l.Protocol != protocolHTTPS {
+	if !l.terminates() {
 		return nil
 	}
 	return l.Secrets
@@ -275,6 +308,7 @@ func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) 
 
 // place puts a route into the configurations that its bindings name and takes it out of the others. It gives the backends whose use by the Gateway changed.
 func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched []record.Key) {
+	g.placeStreams(k, s, bindings)
 	by := map[*config][]binding{}
 	for _, b := range bindings {
 		by[b.config] = append(by[b.config], b)
@@ -289,8 +323,13 @@ func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched []
 	return touched
 }
 
-// uses tells whether some configuration routes to a backend.
+// uses tells whether something of the Gateway is made of a backend.
 func (g *gateway) uses(backend record.Key) bool {
+	return g.routesTo(backend) || g.streamBackends[backend]
+}
+
+// routesTo tells whether some configuration names the cluster of a backend.
+func (g *gateway) routesTo(backend record.Key) bool {
 	for _, c := range g.configs {
 		if c.backends[backend] > 0 {
 			return true

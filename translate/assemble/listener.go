@@ -16,7 +16,15 @@ import (
 const (
 	protocolHTTP  = "HTTP"
 	protocolHTTPS = "HTTPS"
+	protocolTLS   = "TLS"
+	protocolTCP   = "TCP"
+	protocolUDP   = "UDP"
 )
+
+var protocols = []string{protocolHTTP, protocolHTTPS, protocolTLS, protocolTCP, protocolUDP}
+
+// udpSuffix tells a UDP port's listener from that of the TCP port of the same number.
+const udpSuffix = "/udp"
 
 // listener is a listener of a Gateway with what its neighbours mean to it.
 type listener struct {
@@ -35,6 +43,23 @@ type listener struct {
 }
 
 func (l *listener) served() bool { return l.blocked == "" }
+
+// http tells whether a listener's routes look inside.
+func (l *listener) http() bool { return l.Protocol == protocolHTTP || l.Protocol == protocolHTTPS }
+
+// tls tells whether clients speak TLS.
+func (l *listener) tls() bool { return l.Protocol == protocolHTTPS || l.Protocol == protocolTLS }
+
+// terminates tells whether TLS ends at the listener.
+func (l *listener) terminates() bool { return l.tls() && !l.Passthrough }
+
+// socket names the Envoy listener.
+func (l *listener) socket(fleet string) string {
+	if l.Protocol == protocolUDP {
+		return portName(fleet, l.Port) + udpSuffix
+	}
+	return portName(fleet, l.Port)
+}
 
 // secretOf looks a certificate's record up: its live content or nil.
 type secretOf func(record.Key) *record.Secret
@@ -71,7 +96,7 @@ func newListener(set *listenerSet, r *record.Listener, secret secretOf) *listene
 	if r.Allowed.From == string(gatewayv1.NamespacesFromSelector) {
 		l.selector = selectorOf(r.Allowed.Selector)
 	}
-	if r.Protocol != protocolHTTP && r.Protocol != protocolHTTPS && !l.has(string(gatewayv1.ListenerConditionAccepted)) {
+	if !slices.Contains(protocols, r.Protocol) && !l.has(string(gatewayv1.ListenerConditionAccepted)) {
 		l.problems = append(l.problems, unsupportedProtocol(r.Protocol))
 	}
 	l.problems = append(l.problems, certificateProblems(l, secret)...)
@@ -98,14 +123,14 @@ func unsupportedProtocol(protocol string) record.Problem {
 	return record.Problem{
 		Condition: string(gatewayv1.ListenerConditionAccepted),
 		Reason:    string(gatewayv1.ListenerReasonUnsupportedProtocol),
-		Message:   fmt.Sprintf("protocol %q is not served; use HTTP or HTTPS", protocol),
+		Message:   fmt.Sprintf("protocol %q is not served; use one of %s", protocol, strings.Join(protocols, ", ")),
 		Rule:      -1,
 	}
 }
 
-// certificateProblems checks the certificates of an HTTPS listener, all of which must be there.
+// certificateProblems checks the certificates of a listener that terminates TLS, all of which must be there.
 func certificateProblems(l *listener, secret secretOf) []record.Problem {
-	if l.Protocol != protocolHTTPS || l.has(string(gatewayv1.ListenerConditionAccepted)) || l.has(string(gatewayv1.ListenerConditionResolvedRefs)) {
+	if !l.terminates() || l.has(string(gatewayv1.ListenerConditionAccepted)) || l.has(string(gatewayv1.ListenerConditionResolvedRefs)) {
 		return nil
 	}
 	invalid := func(message string) record.Problem {
@@ -157,6 +182,10 @@ func findConflicts(all []*listener) {
 func conflict(a, b *listener) *record.Problem {
 	p := &record.Problem{Condition: string(gatewayv1.ListenerConditionConflicted), Rule: -1}
 	switch {
+	case (a.Protocol == protocolUDP) != (b.Protocol == protocolUDP):
+		return nil // two different ports
+	case a.tls() && b.tls() && a.hostname != b.hostname:
+		return nil // told apart by the server name
 	case a.Protocol != b.Protocol:
 		p.Reason = string(gatewayv1.ListenerReasonProtocolConflict)
 		p.Message = fmt.Sprintf("listener %q has protocol %s on the same port %d; give one of them another port", b.Name, b.Protocol, a.Port)
@@ -203,13 +232,18 @@ func (l *listener) obstacle() string {
 // Listeners without a certificate count, conflicted ones do not.
 func ownedByOther(all []*listener, l *listener, h string) bool {
 	return slices.ContainsFunc(all, func(m *listener) bool {
-		return neighbours(l, m) && moreSpecific(m.hostname, l.hostname) && covers(m.hostname, h)
+		return (neighbours(l, m) || shareNames(l, m)) && moreSpecific(m.hostname, l.hostname) && covers(m.hostname, h)
 	})
 }
 
 // neighbours tells whether two listeners share a port.
 func neighbours(a, b *listener) bool {
 	return a != b && a.Port == b.Port && a.Protocol == b.Protocol && b.conflict == nil && !b.has(string(gatewayv1.ListenerConditionAccepted))
+}
+
+// shareNames tells whether a TLS listener shares a port with another that takes connections by server name.
+func shareNames(a, b *listener) bool {
+	return a != b && a.Protocol == protocolTLS && b.tls() && a.Port == b.Port && b.conflict == nil && !b.has(string(gatewayv1.ListenerConditionAccepted))
 }
 
 // statuses are the hosts of a listener's RouteConfiguration that no route is needed for: its own hostname answers 404 where no route matches, or it

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -209,7 +210,7 @@ func sound(t *testing.T, s *State) {
 					t.Errorf("%s: %v %v", r.Name, err, l.ValidateAll())
 				}
 				for _, u := range r.Uses {
-					if !names[resourceKey{TypeRoute, u}] && !names[resourceKey{TypeSecret, u}] {
+					if !names[resourceKey{TypeRoute, u}] && !names[resourceKey{TypeSecret, u}] && !names[resourceKey{TypeCluster, u}] {
 						t.Errorf("%s names %s, which is not served", r.Name, u)
 					}
 				}
@@ -262,7 +263,11 @@ func randomKey(r *rand.Rand) record.Key {
 	case 6:
 		return secretKey("infra", pick(r, "cert1", "cert2"))
 	}
-	return routeKey(ns, pick(r, "r1", "r2", "r3"))
+	k := routeKey(ns, pick(r, "r1", "r2", "r3"))
+	if r.IntN(3) == 0 {
+		k.Name = pick(r, "TLSRoute", "TCPRoute", "UDPRoute") + "/" + pick(r, "r1", "r2")
+	}
+	return k
 }
 
 func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
@@ -313,8 +318,13 @@ func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
 			refs = append(refs, secret)
 		}
 		l.Allowed = pick(r, record.Allowed{From: "All"}, record.Allowed{From: "All"}, record.Allowed{From: "Same"}, record.Allowed{From: "Selector", Selector: "team=x"}, record.Allowed{From: "None"})
-		if r.IntN(8) == 0 {
-			l.Protocol = "TCP"
+		switch r.IntN(6) {
+		case 0:
+			l.Protocol = pick(r, "TCP", "UDP", "SCTP")
+			l.Kinds, l.Hostname, l.SecretKeys = []string{l.Protocol + "Route"}, "", nil
+		case 1:
+			l.Protocol, l.Passthrough = "TLS", len(l.SecretKeys) == 0
+			l.Port, l.Kinds = 443, []string{"TLSRoute"}
 		}
 		if r.IntN(6) == 0 {
 			l.Kinds = []string{"GRPCRoute"}
@@ -367,10 +377,33 @@ func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 		refs = append(refs, refsOf(b)...)
 		rules = append(rules, rule(w.t, k, i, b, pick(r, "prefix /", "exact /a", "prefix /a", "header /", "method /a", "regex /a.*")))
 	}
+	kind, _, _ := strings.Cut(k.Name, "/")
+	if kind != "HTTPRoute" {
+		rules, refs = randomStream(r)
+	}
+	if kind == "TCPRoute" || kind == "UDPRoute" {
+		hosts = nil
+	}
 	out := routeRecord(k, hosts, parents, rules...)
+	out.Object.Kind = kind
 	out.Created = epoch.Add(time.Duration(r.IntN(3)) * time.Second)
 	if r.IntN(8) == 0 {
 		out.Problems = append(out.Problems, record.Problem{Condition: pick(r, "Accepted", "ResolvedRefs"), Reason: "BackendNotFound", Message: "m", Rule: pick(r, -1, 0)})
 	}
 	return out, refs
+}
+
+func randomStream(r *rand.Rand) ([]record.Rule, []record.Key) {
+	var refs []record.Key
+	out := record.Rule{}
+	for range r.IntN(3) {
+		share := record.Share{Weight: pick[uint32](r, 1, 9)}
+		if r.IntN(4) > 0 {
+			b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+			share.Backend = &b
+			refs = append(refs, refsOf(b)...)
+		}
+		out.Stream = append(out.Stream, share)
+	}
+	return []record.Rule{out}, refs
 }

@@ -29,22 +29,26 @@ func Cluster(name string, http2 bool) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlimited := wrapperspb.UInt32(math.MaxUint32)
 	return &clusterv3.Cluster{
-		Name:                 name,
-		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
-		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
-		ConnectTimeout:       durationpb.New(ConnectTimeout),
-		LbPolicy:             clusterv3.Cluster_LEAST_REQUEST,
-		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-			MaxConnections:     unlimited,
-			MaxPendingRequests: unlimited,
-			MaxRequests:        unlimited,
-			MaxRetries:         wrapperspb.UInt32(maxRetries),
-		}}},
+		Name:                          name,
+		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:              &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
+		ConnectTimeout:                durationpb.New(ConnectTimeout),
+		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
+		CircuitBreakers:               unlimited(),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
 		IgnoreHealthOnHostRemoval:     true,
 	}, nil
+}
+
+func unlimited() *clusterv3.CircuitBreakers {
+	most := wrapperspb.UInt32(math.MaxUint32)
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections:     most,
+		MaxPendingRequests: most,
+		MaxRequests:        most,
+		MaxRetries:         wrapperspb.UInt32(maxRetries),
+	}}}
 }
 
 func httpOptions(http2 bool) *httpv3.HttpProtocolOptions {

@@ -8,9 +8,12 @@ import (
 	"strings"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // TestConcatenation holds the hand-made concatenation against the protobuf library.
@@ -84,6 +87,8 @@ func TestListenerBytesAreFrozen(t *testing.T) {
 	}{
 		{"plain", must(Listener("l", "", 80, false, nil, plain))(t), "602b7df15a18c663"},
 		{"tls", must(Listener("l", "", 443, true, []*listenerv3.FilterChain{tls}, nil))(t), "d9cf774114aa298a"},
+		{"tcp", must(Listener("l", "", 9000, false, nil, must(StreamChain("tcp", nil, nil, "c", ""))(t)))(t), "d87257cb359daaf3"},
+		{"udp", must(DatagramListener("l", "", 53, "c"))(t), "e7896413e96b43de"},
 	} {
 		if got := sum(must(Marshal(c.l))(t)); got != c.want {
 			t.Errorf("%s: %s, frozen as %s", c.name, got, c.want)
@@ -96,6 +101,30 @@ func TestRejectedByValidation(t *testing.T) {
 	_, err := Marshal(&routev3.Route{Name: "no match"})
 	if err == nil || !strings.Contains(err.Error(), "Route would be rejected") {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// TestStreamAssignment holds the splicing against the protos: parts keep their weights, and one without endpoints keeps its part by refusing it.
+func TestStreamAssignment(t *testing.T) {
+	two := must(Marshal(LoadAssignment("a", []Endpoint{{"10.0.0.1", 80}, {"10.0.0.2", 80}})))(t)
+	none := must(Marshal(LoadAssignment("b", nil)))(t)
+	got := &endpointv3.ClusterLoadAssignment{}
+	if err := proto.Unmarshal(StreamAssignment("s", []StreamPart{{"a", 9, two}, {"b", 1, none}, {"gone", 2, nil}}), got); err != nil {
+		t.Fatal(err)
+	}
+	want := LoadAssignment("s", nil)
+	for _, p := range []struct {
+		name      string
+		weight    uint32
+		endpoints []Endpoint
+	}{{"a", 9, []Endpoint{{"10.0.0.1", 80}, {"10.0.0.2", 80}}}, {"refused", 3, []Endpoint{{"127.0.0.1", 0}}}} {
+		group := LoadAssignment("", p.endpoints).Endpoints[0]
+		group.Locality = &corev3.Locality{Zone: p.name}
+		group.LoadBalancingWeight = wrapperspb.UInt32(p.weight)
+		want.Endpoints = append(want.Endpoints, group)
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
+const tlsSocket = "envoy.transport_sockets.tls"
+
 // AnyAddress is the address on which listeners listen unless told otherwise.
 const AnyAddress = "0.0.0.0"
 
@@ -73,7 +75,7 @@ func HTTPSChain(name string, serverNames, secrets []string, clients *Clients, hc
 	if err != nil {
 		return nil, err
 	}
-	tls, err := Any(DownstreamTLS(secrets, clients))
+	tls, err := Any(DownstreamTLS(secrets, clients, "h2", "http/1.1"))
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +83,7 @@ func HTTPSChain(name string, serverNames, secrets []string, clients *Clients, hc
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: serverNames}
 	}
 	chain.TransportSocket = &corev3.TransportSocket{
-		Name:       "envoy.transport_sockets.tls",
+		Name:       tlsSocket,
 		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: tls},
 	}
 	return chain, nil
@@ -103,10 +105,10 @@ func TrustSecret(name string, bundle []byte, untrusted bool) *tlsv3.Secret {
 	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}}
 }
 
-// DownstreamTLS terminates TLS 1.2 and later with certificates from SDS, offering HTTP/2 first.
-func DownstreamTLS(secrets []string, clients *Clients) *tlsv3.DownstreamTlsContext {
+// DownstreamTLS terminates TLS 1.2 and later with certificates from SDS, offering protocols by ALPN, the preferred first.
+func DownstreamTLS(secrets []string, clients *Clients, protocols ...string) *tlsv3.DownstreamTlsContext {
 	common := &tlsv3.CommonTlsContext{
-		AlpnProtocols: []string{"h2", "http/1.1"},
+		AlpnProtocols: protocols,
 		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
 	}
 	for _, s := range secrets {
@@ -129,7 +131,7 @@ func HTTPConnectionManager(statPrefix, routeConfig, accessLog string) (*hcmv3.Ht
 	if err != nil {
 		return nil, err
 	}
-	logs, err := accessLogs(accessLog)
+	logs, err := accessLogs(accessLog, accessFormat)
 	if err != nil {
 		return nil, err
 	}
@@ -170,12 +172,12 @@ func httpFilters() ([]*hcmv3.HttpFilter, error) {
 }
 
 // accessLogs uses the stream logger for standard output: opening /dev/stdout as a file fails where it is a socket or belongs to another user.
-func accessLogs(path string) ([]*accesslogv3.AccessLog, error) {
+func accessLogs(path, text string) ([]*accesslogv3.AccessLog, error) {
 	if path == "" {
 		return nil, nil
 	}
 	format := &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
-		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: accessFormat}},
+		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}},
 	}}
 	name, config := "envoy.access_loggers.file", proto.Message(&fileaccessv3.FileAccessLog{
 		Path:            path,

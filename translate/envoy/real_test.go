@@ -31,10 +31,12 @@ func TestRealEnvoyAccepts(t *testing.T) {
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Listeners: []*listenerv3.Listener{
 				must(Listener("plain", "", 10080, false, nil, must(HTTPChain("http", hcm))(t)))(t),
+				must(Listener("tcp", "", 10081, false, nil, must(StreamChain("tcp", nil, nil, "stream", "/dev/stdout"))(t)))(t),
+				must(DatagramListener("udp", "", 10053, "stream"))(t),
 				must(Listener("tls", "127.0.0.1", 10443, true, []*listenerv3.FilterChain{chain}, fallback))(t),
 			},
 			Clusters: []*clusterv3.Cluster{
-				must(Cluster("auto", false))(t), must(Cluster("h2", true))(t),
+				StreamCluster("stream"), must(Cluster("auto", false))(t), must(Cluster("h2", true))(t),
 				{Name: "xds", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 					LoadAssignment: LoadAssignment("xds", []Endpoint{{"127.0.0.1", 1}}), TypedExtensionProtocolOptions: must(Cluster("h2", true))(t).TypedExtensionProtocolOptions},
 			},

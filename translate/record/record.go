@@ -20,7 +20,7 @@ const (
 	KindClass     Kind = "class"     // a GatewayClass that one of our controller names claims
 	KindGateway   Kind = "gateway"   // a Gateway: listeners, chains, allowedRoutes, outcome
 	KindNamespace Kind = "namespace" // a Namespace: its labels
-	KindRoute     Kind = "route"     // an HTTPRoute or GRPCRoute, compiled once for all its parents
+	KindRoute     Kind = "route"     // a route of any kind, compiled once for all its parents
 	KindBackend   Kind = "backend"   // an Envoy Cluster
 	KindEndpoints Kind = "endpoints" // a ClusterLoadAssignment
 	KindSecret    Kind = "secret"    // a sealed TLS secret
@@ -129,7 +129,9 @@ type Listener struct {
 	Name     string
 	Hostname string // "" = all
 	Port     int32
-	Protocol string // HTTP, HTTPS
+	Protocol string // HTTP, HTTPS, TLS, TCP, UDP
+	// Passthrough says of a TLS listener that it leaves TLS to the backends.
+	Passthrough bool `json:",omitempty"`
 	// Secrets are the SDS names of the certificates, in the order of certificateRefs; SecretKeys are their records.
 	Secrets    []string
 	SecretKeys []Key
@@ -145,7 +147,7 @@ type Allowed struct {
 	Selector string
 }
 
-// Route is an HTTPRoute or a GRPCRoute (lowered to the same shape), compiled once, without knowing its parents.
+// Route is an HTTPRoute or a GRPCRoute (lowered to the same shape), or a route of streams, compiled once, without knowing its parents.
 type Route struct {
 	Object    Object
 	Created   time.Time // from the API server or the identity record, second precision, UTC
@@ -165,7 +167,15 @@ type Parent struct {
 // Rule is one rule; Name is the rule's optional name.
 type Rule struct {
 	Name    string
-	Matches []Match
+	Matches []Match // of an HTTPRoute or GRPCRoute
+	// Stream is where a TLSRoute, TCPRoute or UDPRoute sends connections or datagrams, in the order of backendRefs.
+	Stream []Share `json:",omitempty"`
+}
+
+// Share is one backend's part of what a rule forwards.
+type Share struct {
+	Backend *Key   `json:",omitempty"` // nil: its part is refused
+	Weight  uint32 // above 0
 }
 
 // Match is one match of one rule: an Envoy route.

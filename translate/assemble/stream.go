@@ -1,0 +1,212 @@
+package assemble
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"github.com/fleetgate/fleetgate/translate/envoy"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// stream is where the connections or datagrams of one chain go: of a whole TCP or UDP listener, or of one server name of a TLS listener. Its cluster is
+// named after the chain, and the route that wins only decides about its endpoints (D17): so a new winner, new weights or new backends cut nothing.
+type stream struct {
+	name     string // of the cluster
+	listener *listener
+	domain   string // server name, "*" = any
+	routes   map[record.Key]contender
+}
+
+// contender is a route that a stream could serve.
+type contender struct {
+	*served
+	original string // the route's own hostname that gave the domain
+}
+
+// baseStream gives the stream that a listener always has, routes or not: what no route takes is closed there.
+func (g *gateway) baseStream(l *listener) *stream { return g.stream(l, domain(l.hostname)) }
+
+// stream gives the stream of a listener for a domain, a new one where there is none.
+func (g *gateway) stream(l *listener, domain string) *stream {
+	name := portName(g.fleet, l.Port)
+	switch l.Protocol {
+	case protocolUDP:
+		name += udpSuffix
+	case protocolTCP:
+		name += "/stream"
+	default:
+		name += "/" + l.id + "/" + domain
+	}
+	st := g.streams[name]
+	if st == nil {
+		st = &stream{name: name, listener: l, domain: domain, routes: map[record.Key]contender{}}
+		g.streams[name] = st
+		g.streamsDirty = true
+	}
+	return st
+}
+
+// placeStreams puts a route into the streams that its bindings name, and takes it out of the others.
+func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) {
+	for name, st := range g.streams {
+		if _, was := st.routes[k]; !was {
+			continue
+		}
+		delete(st.routes, k)
+		g.streamsDirty = true
+		if len(st.routes) == 0 && st.domain != domain(st.listener.hostname) {
+			delete(g.streams, name)
+		}
+	}
+	if s == nil {
+		return
+	}
+	for _, b := range bindings {
+		if b.config == nil {
+			g.stream(b.listener, b.domain).routes[k] = contender{s, b.original}
+			g.streamsDirty = true
+		}
+	}
+}
+
+// streamsOf are the streams of a listener by domain.
+func (g *gateway) streamsOf(l *listener) []*stream {
+	var out []*stream
+	for _, st := range g.streams {
+		if st.listener == l {
+			out = append(out, st)
+		}
+	}
+	slices.SortFunc(out, func(a, b *stream) int { return strings.Compare(a.domain, b.domain) })
+	return out
+}
+
+// winner is the one route that is served: of the most specific hostname, then the oldest, then the first by name. nil = none.
+func (st *stream) winner() *served {
+	var best *contender
+	for _, c := range st.routes {
+		if best == nil || cmp.Or(compareSpecificity(c.original, best.original), compareRoute(c.served, best.served)) < 0 {
+			best = &c
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	return best.served
+}
+
+// touchStreams tells whether what streams send to is among backends that changed.
+func (g *gateway) touchStreams(backends map[record.Key]bool) {
+	for k := range backends {
+		g.streamsDirty = g.streamsDirty || g.streamBackends[k]
+	}
+}
+
+// flushStreams makes the clusters and endpoints of all streams anew, and the ports, whose chains are those of the streams.
+func (g *gateway) flushStreams(s *State) {
+	g.streamsDirty = false
+	g.ports, g.trusts, g.streamResources, g.streamBackends = nil, nil, nil, map[record.Key]bool{}
+	g.buildPorts(s.config)
+	for _, name := range slices.Sorted(maps.Keys(g.streams)) {
+		st := g.streams[name]
+		if r, err := st.cluster(g); err == nil { // constants of ours: it cannot fail for one name and not for another
+			g.streamResources = append(g.streamResources, r, st.endpoints(g, s))
+		}
+	}
+}
+
+func (st *stream) cluster(g *gateway) (Resource, error) {
+	b, err := envoy.Marshal(envoy.StreamCluster(st.name))
+	return Resource{Type: TypeCluster, Name: st.name, Version: record.Hash(b), Bytes: [][]byte{b}, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}, err
+}
+
+// endpoints are those of the winner's backends, each a locality with its weight.
+func (st *stream) endpoints(g *gateway, s *State) Resource {
+	out := Resource{Type: TypeEndpoints, Name: st.name, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
+	var parts []envoy.StreamPart
+	if winner := st.winner(); winner != nil {
+		out.Index = max(out.Index, winner.index)
+		out.Parts[0][winner.part] = winner.live.form
+		for _, b := range winner.backends() {
+			g.streamBackends[b] = true
+		}
+		for _, share := range winner.shares() {
+			parts = addPart(parts, s.part(share, &out))
+		}
+	}
+	b := envoy.StreamAssignment(st.name, parts)
+	out.Bytes, out.Version = [][]byte{b}, record.Hash(b)
+	return out
+}
+
+// shares are where the route sends its streams.
+func (s *served) shares() []record.Share {
+	var out []record.Share
+	for _, r := range s.route.Rules {
+		if !s.live.degraded {
+			out = append(out, r.Stream...)
+		}
+	}
+	return out
+}
+
+// part gives a share's endpoints, and notes in the resource what they were made of.
+func (s *State) part(share record.Share, out *Resource) envoy.StreamPart {
+	if share.Backend == nil {
+		return envoy.StreamPart{Name: "refused", Weight: share.Weight}
+	}
+	part := envoy.StreamPart{Name: record.ClusterName(*share.Backend), Weight: share.Weight}
+	e := s.entries[endpointsKey(*share.Backend)]
+	if _, there := s.cluster(*share.Backend); !there || as[record.Endpoints](e) == nil {
+		return part
+	}
+	part.Assignment = as[record.Endpoints](e).Bytes
+	out.Index = max(out.Index, e.live.Index)
+	out.Parts[0][PartID(e.key)] = e.live.Hash
+	return part
+}
+
+// addPart adds a part; to Envoy two of one name would be one of them.
+func addPart(parts []envoy.StreamPart, p envoy.StreamPart) []envoy.StreamPart {
+	for i := range parts {
+		if parts[i].Name == p.Name {
+			parts[i].Weight += p.Weight
+			return parts
+		}
+	}
+	return append(parts, p)
+}
+
+// streamChains makes the chains of a TLS or TCP listener, and notes in the port's resource what they were made of.
+func (g *gateway) streamChains(c Config, l *listener, out *Resource) ([]*listenerv3.FilterChain, error) {
+	var chains []*listenerv3.FilterChain
+	for _, st := range g.streamsOf(l) {
+		var names []string
+		if st.domain != "*" {
+			names = []string{st.domain}
+		}
+		var tls *tlsv3.DownstreamTlsContext
+		if l.terminates() {
+			tls = envoy.DownstreamTLS(l.Secrets, nil)
+		}
+		chain, err := envoy.StreamChain(l.id+"/"+st.domain, names, tls, st.name, c.AccessLog)
+		if err != nil {
+			return nil, err
+		}
+		chains = append(chains, chain)
+		out.Uses = append(out.Uses, st.name)
+		if st.domain == domain(l.hostname) {
+			continue // there without a route too
+		}
+		for _, r := range st.routes {
+			out.Index = max(out.Index, r.index)
+			out.Parts[0][r.part] = r.live.form
+		}
+	}
+	return chains, nil
+}

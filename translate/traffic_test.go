@@ -1,0 +1,366 @@
+package translate
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	oracle "github.com/envoyproxy/go-control-plane/pkg/server/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// rig is a real Envoy that runs one Gateway, shop/gw of class envoy, from manifests; in these "{name}" stands for a free port, the same wherever it stands.
+type rig struct {
+	t     *testing.T
+	ports map[string]string
+	state *assemble.State
+}
+
+// run compiles and assembles manifests and has the real Envoy serve them, by ADS from go-control-plane's server.
+func run(t *testing.T, manifests string) *rig {
+	t.Helper()
+	r := &rig{t: t, ports: map[string]string{}}
+	r.assemble(manifests)
+	kinds := []struct {
+		url  string
+		make func() types.Resource
+	}{
+		assemble.TypeSecret:    {resource.SecretType, func() types.Resource { return &tlsv3.Secret{} }},
+		assemble.TypeCluster:   {resource.ClusterType, func() types.Resource { return &clusterv3.Cluster{} }},
+		assemble.TypeEndpoints: {resource.EndpointType, func() types.Resource { return &endpointv3.ClusterLoadAssignment{} }},
+		assemble.TypeListener:  {resource.ListenerType, func() types.Resource { return &listenerv3.Listener{} }},
+		assemble.TypeRoute:     {resource.RouteType, func() types.Resource { return &routev3.RouteConfiguration{} }},
+	}
+	all := map[resource.Type][]types.Resource{}
+	for _, one := range r.state.Resources("c1/shop/gw") {
+		m := kinds[one.Type].make()
+		if err := proto.Unmarshal(slices.Concat(one.Bytes...), m); err != nil {
+			t.Fatal(err)
+		}
+		all[kinds[one.Type].url] = append(all[kinds[one.Type].url], m)
+	}
+	snapshot, err := cache.NewSnapshot("1", all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshots := cache.NewSnapshotCache(true, cache.IDHash{}, nil)
+	if err := snapshots.SetSnapshot(t.Context(), "n", snapshot); err != nil {
+		t.Fatal(err)
+	}
+	startProxy(t, serveSnapshots(t, snapshots))
+	for _, m := range all[resource.ListenerType] {
+		if at := m.(*listenerv3.Listener).Address.GetSocketAddress(); at.Protocol == corev3.SocketAddress_TCP {
+			awaitListener(t, fmt.Sprintf("127.0.0.1:%d", at.GetPortValue()))
+		}
+	}
+	return r
+}
+
+// awaitListener returns when a worker accepts connections.
+func awaitListener(t *testing.T, address string) {
+	t.Helper()
+	for t.Context().Err() == nil {
+		if c, err := net.Dial("tcp", address); err == nil {
+			_ = c.Close()
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// assemble makes the state of manifests.
+func (r *rig) assemble(manifests string) {
+	cfg := testConfig()
+	cfg.Seal = func(plain, _ []byte) ([]byte, error) { return plain, nil }
+	c := New(cfg)
+	c.Apply(parseObjects(r.t, r.fill(manifests)))
+	var changes []assemble.Change
+	for k, p := range c.Records() {
+		changes = append(changes, assemble.Change{Key: k, Cur: &assemble.Content{Hash: record.Hash(p.Payload), Payload: p.Payload, Refs: p.Refs, Index: 1}})
+	}
+	r.state = assemble.New(assemble.Config{ControllerNames: cfg.ControllerNames, ListenAddress: "127.0.0.1"})
+	r.state.Apply(changes)
+}
+
+// fill puts ports in place of names.
+func (r *rig) fill(text string) string {
+	for {
+		_, rest, found := strings.Cut(text, "{port ")
+		if !found {
+			return text
+		}
+		name, _, _ := strings.Cut(rest, "}")
+		text = strings.ReplaceAll(text, "{port "+name+"}", r.port(name))
+	}
+}
+
+// port is the number that a name stands for: free for TCP and UDP when it was chosen.
+func (r *rig) port(name string) string {
+	for r.ports[name] == "" {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		u, err := net.ListenPacket("udp", l.Addr().String())
+		_ = l.Close()
+		if err != nil {
+			continue
+		}
+		_ = u.Close()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		if !slices.Contains([]string{"80", "443"}, port) {
+			r.ports[name] = port
+		}
+	}
+	return r.ports[name]
+}
+
+func (r *rig) address(name string) string { return "127.0.0.1:" + r.port(name) }
+
+func serveSnapshots(t *testing.T, snapshots cache.Cache) (address string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	srv := grpc.NewServer()
+	discovery.RegisterAggregatedDiscoveryServiceServer(srv, oracle.NewServer(ctx, snapshots, nil))
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(lis) }()
+	t.Cleanup(func() {
+		cancel()
+		srv.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return lis.Addr().String()
+}
+
+func startProxy(t *testing.T, xds string) {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(xds)
+	config := fmt.Sprintf(`{"node": {"id": "n", "cluster": "c"},
+	"dynamic_resources": {"cds_config": {"ads": {}, "resource_api_version": "V3"}, "lds_config": {"ads": {}, "resource_api_version": "V3"},
+	  "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]}},
+	"static_resources": {"clusters": [{"name": "xds", "connect_timeout": "1s", "type": "STATIC",
+	  "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}},
+	  "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": %q, "port_value": %s}}}}]}]}}]}}`, host, port)
+	file := filepath.Join(t.TempDir(), "bootstrap.json")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	runUntil(t, exec.Command(realEnvoy(t), "--disable-hot-restart", "--concurrency", "1", "-l", "info", "-c", file), "all dependencies initialized. starting workers")
+}
+
+// backend answers each connection with its name and what the first line was.
+func backend(t *testing.T, name string) (port string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lis.Close() })
+	answer(lis, name)
+	_, port, _ = net.SplitHostPort(lis.Addr().String())
+	return port
+}
+
+func answer(lis net.Listener, name string) {
+	go func() {
+		for {
+			c, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = c.Close() }()
+				b := make([]byte, 64)
+				if n, err := c.Read(b); err == nil {
+					_, _ = fmt.Fprintf(c, "%s %s", name, b[:n])
+				}
+			}()
+		}
+	}()
+}
+
+// packets answers each datagram with its name.
+func packets(t *testing.T, name string) (port string) {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	go func() {
+		b := make([]byte, 64)
+		for {
+			n, from, err := conn.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = conn.WriteTo([]byte(name+" "+string(b[:n])), from)
+		}
+	}()
+	_, port, _ = net.SplitHostPort(conn.LocalAddr().String())
+	return port
+}
+
+// say sends a line and gives the answer, "" where the connection is refused or cut.
+func say(t *testing.T, network, address string, config *tls.Config) string {
+	t.Helper()
+	conn, err := net.Dial(network, address)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if network == "udp" {
+		_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond)) // a dropped datagram answers nothing, ever
+	}
+	if config != nil {
+		conn = tls.Client(conn, config)
+	}
+	if _, err := conn.Write([]byte("hello")); err != nil {
+		return ""
+	}
+	var out bytes.Buffer
+	b := make([]byte, 256)
+	if n, err := conn.Read(b); err == nil {
+		out.Write(b[:n])
+	}
+	return out.String()
+}
+
+// slicesOf writes a Service and its EndpointSlice.
+func slicesOf(name, protocol, port string) string {
+	return fmt.Sprintf(`kind: Service
+metadata: {namespace: shop, name: %[1]s}
+spec: {ports: [{port: 80, protocol: %[2]s}]}
+---
+kind: EndpointSlice
+metadata: {namespace: shop, name: %[1]s-1, labels: {kubernetes.io/service-name: %[1]s}}
+addressType: IPv4
+ports: [{port: %[3]s, protocol: %[2]s}]
+endpoints: [{addresses: [127.0.0.1]}]
+---
+`, name, protocol, port)
+}
+
+// secretOf writes a TLS secret.
+func secretOf(name string, p pair) string {
+	return fmt.Sprintf("kind: Secret\nmetadata: {namespace: shop, name: %s}\ntype: kubernetes.io/tls\ndata: {tls.crt: %s, tls.key: %s}\n---\n",
+		name, base64.StdEncoding.EncodeToString(p.cert), base64.StdEncoding.EncodeToString(p.key))
+}
+
+const streamGateway = `kind: GatewayClass
+metadata: {name: envoy}
+spec: {controllerName: fleetgate.io/gatewayclass-controller}
+---
+kind: Gateway
+metadata: {namespace: shop, name: gw}
+spec:
+  gatewayClassName: envoy
+  listeners:
+  - {name: tcp, port: {port tcp}, protocol: TCP}
+  - {name: idle, port: {port idle}, protocol: TCP}
+  - {name: udp, port: {port udp}, protocol: UDP}
+  - {name: lost, port: {port lost}, protocol: UDP}
+  - {name: pass, port: {port tls}, protocol: TLS, hostname: "*.pass.example", tls: {mode: Passthrough}}
+  - {name: end, port: {port tls}, protocol: TLS, hostname: "*.end.example", tls: {mode: Terminate, certificateRefs: [{name: cert}]}}
+---
+`
+
+const streamRoutes = `kind: TCPRoute
+metadata: {namespace: shop, name: old, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {parentRefs: [{name: gw, sectionName: tcp}], rules: [{backendRefs: [{name: one, port: 80, weight: 1}, {name: two, port: 80, weight: 1}, {name: none, port: 80, weight: 1}, {name: gone, port: 80, weight: 1}, {name: one, port: 80, weight: 0}]}]}
+---
+kind: TCPRoute
+metadata: {namespace: shop, name: young, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {parentRefs: [{name: gw, sectionName: tcp}], rules: [{backendRefs: [{name: three, port: 80}]}]}
+---
+kind: UDPRoute
+metadata: {namespace: shop, name: u}
+spec: {parentRefs: [{name: gw, sectionName: udp}], rules: [{backendRefs: [{name: datagrams, port: 80}]}]}
+---
+kind: UDPRoute
+metadata: {namespace: shop, name: lost}
+spec: {parentRefs: [{name: gw, sectionName: lost}], rules: [{backendRefs: [{name: gone, port: 80}]}]}
+---
+kind: TLSRoute
+metadata: {namespace: shop, name: pass}
+spec: {parentRefs: [{name: gw}], hostnames: ["a.pass.example", "a.end.example"], rules: [{backendRefs: [{name: secure, port: 80}]}]}
+---
+kind: TLSRoute
+metadata: {namespace: shop, name: end, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {parentRefs: [{name: gw}], hostnames: ["*.end.example"], rules: [{backendRefs: [{name: one, port: 80}]}]}
+---
+kind: Service
+metadata: {namespace: shop, name: none}
+spec: {ports: [{port: 80}]}`
+
+// TestRealEnvoyForwardsStreams: TCP by weight with the parts of what is not there refused, the oldest route, UDP, and TLS passed through and ended on one port.
+func TestRealEnvoyForwardsStreams(t *testing.T) {
+	cert, _ := tls.X509KeyPair(certificates()["ecdsa"].cert, certificates()["ecdsa"].key)
+	secure, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = secure.Close() }()
+	answer(secure, "secure")
+	_, securePort, _ := net.SplitHostPort(secure.Addr().String())
+	r := run(t, streamGateway+secretOf("cert", certificates()["ecdsa"])+slicesOf("one", "TCP", backend(t, "one"))+slicesOf("two", "TCP", backend(t, "two"))+
+		slicesOf("three", "TCP", backend(t, "three"))+slicesOf("secure", "TCP", securePort)+slicesOf("datagrams", "UDP", packets(t, "datagrams"))+streamRoutes)
+
+	counts := map[string]int{}
+	for range 200 {
+		counts[say(t, "tcp", r.address("tcp"), nil)]++
+	}
+	for answer, want := range map[string]int{"one hello": 50, "two hello": 50, "": 100} {
+		if got := counts[answer]; got < want-3 || got > want+3 {
+			t.Errorf("1:1:1:1 with two parts refused: %v", counts)
+		}
+	}
+	for _, c := range []struct{ what, network, at, name, want string }{
+		{"a listener without a route", "tcp", "idle", "", ""},
+		{"UDP", "udp", "udp", "", "datagrams hello"},
+		{"UDP to a Service that is not there", "udp", "lost", "", ""},
+		{"TLS passed through", "tcp", "tls", "a.pass.example", "secure hello"},
+		{"TLS ended, where the more specific route is meant for TLS backends", "tcp", "tls", "b.end.example", "one hello"},
+		{"TLS passed through, no route", "tcp", "tls", "b.pass.example", ""},
+		{"TLS of no listener", "tcp", "tls", "c.example", ""},
+	} {
+		var config *tls.Config
+		if c.name != "" {
+			config = &tls.Config{ServerName: c.name, InsecureSkipVerify: true} //nolint:gosec // who answers is what is asked, not who it claims to be
+		}
+		if got := say(t, c.network, r.address(c.at), config); got != c.want {
+			t.Errorf("%s: %q, want %q", c.what, got, c.want)
+		}
+	}
+}
