@@ -27,7 +27,7 @@ type Object interface {
 // Event is one change of one object in a member cluster. Kind is set on Object's TypeMeta too.
 type Event struct {
 	Cluster         string
-	Kind            string // GatewayClass, Gateway, HTTPRoute, GRPCRoute, Namespace, Service, EndpointSlice, Secret, ReferenceGrant
+	Kind            string // GatewayClass, Gateway, HTTPRoute, Service and so on
 	Namespace, Name string
 	Object          Object // nil = deleted
 }
@@ -47,6 +47,22 @@ type Source interface {
 	ReadStatus(ctx context.Context, kind, namespace, name string) (status []byte, resourceVersion string, err error)
 	// Problems are faults of the source itself that no object's status can carry: a broken file, an unreadable directory.
 	Problems() []Problem
+}
+
+// Ref names an object that is only read because something refers to it.
+type Ref struct{ Kind, Namespace, Name string }
+
+// Asked is a Source that does not read every object: Secrets and ConfigMaps only when something refers to them.
+type Asked interface {
+	// Want says which objects are wanted from now on, all of them. Each is answered by an event, at once or as soon as the cluster says; Object is nil
+	// where it does not exist, and where nobody can say there is no event (unknown is not absent). It never blocks.
+	Want(refs []Ref)
+}
+
+// Finalizing is a Source whose objects can be kept from vanishing.
+type Finalizing interface {
+	// Finalizer puts a finalizer on an object, or takes it away; it changes nothing where it is so already.
+	Finalizer(ctx context.Context, kind, namespace, name, finalizer string, present bool) error
 }
 
 // Errors of WriteStatus and ReadStatus.
