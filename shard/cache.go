@@ -16,10 +16,12 @@ type cache struct {
 	objects map[objectID]translate.Object
 	synced  bool
 	subs    map[*Controller]bool
+	asks    map[objectID]int  // objects that are read by name -> controllers that want them
+	absent  map[objectID]bool // of those, that are known not to exist
 }
 
 func newCache() *cache {
-	return &cache{objects: map[objectID]translate.Object{}, subs: map[*Controller]bool{}}
+	return &cache{objects: map[objectID]translate.Object{}, subs: map[*Controller]bool{}, asks: map[objectID]int{}, absent: map[objectID]bool{}}
 }
 
 // observe takes what a source found and passes it on to all controllers.
@@ -29,15 +31,55 @@ func (c *cache) observe(events []translate.Event, synced bool) {
 	c.synced = c.synced || synced
 	for _, e := range events {
 		id := objectID{e.Kind, e.Namespace, e.Name}
-		if e.Object == nil {
-			delete(c.objects, id)
-		} else {
+		delete(c.absent, id)
+		if e.Object != nil {
 			c.objects[id] = e.Object
+			continue
+		}
+		delete(c.objects, id)
+		if c.asks[id] > 0 {
+			c.absent[id] = true
 		}
 	}
 	for s := range c.subs {
 		s.deliver(events, c.synced)
 	}
+}
+
+// ask exchanges what a controller wants by name, and answers at once what is known. It gives all that anybody wants.
+func (c *cache) ask(s *Controller, before, now map[translate.Ref]bool) []translate.Ref {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var known []translate.Event
+	for r := range now {
+		id := objectID{r.Kind, r.Namespace, r.Name}
+		if before[r] {
+			continue
+		}
+		c.asks[id]++
+		if o := c.objects[id]; o != nil || c.absent[id] {
+			known = append(known, translate.Event{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, Object: o})
+		}
+	}
+	for r := range before {
+		id := objectID{r.Kind, r.Namespace, r.Name}
+		if now[r] {
+			continue
+		}
+		if c.asks[id]--; c.asks[id] == 0 {
+			delete(c.asks, id)
+			delete(c.absent, id)
+			delete(c.objects, id)
+		}
+	}
+	if len(known) > 0 {
+		s.deliver(known, c.synced)
+	}
+	all := make([]translate.Ref, 0, len(c.asks))
+	for id := range c.asks {
+		all = append(all, translate.Ref{Kind: id.kind, Namespace: id.namespace, Name: id.name})
+	}
+	return all
 }
 
 // join feeds a controller everything that is known, and then every change, without a gap.

@@ -49,6 +49,7 @@ type Controller struct {
 	swept   bool
 	pending map[store.Key]store.Op
 	wanted  map[store.Key]bool // keys of this row that committed references name
+	asking  asking
 }
 
 // Guard bounds what a sweep may delete at once (D10).
@@ -65,6 +66,8 @@ func newController(row store.Row, m *Manager) *Controller {
 		dirty: map[store.Key]bool{}, wake: make(chan struct{}, 1), resync: true,
 		pending: map[store.Key]store.Op{}, wanted: map[store.Key]bool{},
 	}
+	c.asking = asking{asked: map[translate.Ref]bool{}, answered: map[translate.Ref]bool{}, held: map[store.Key]bool{},
+		ask: func(before, now map[translate.Ref]bool) bool { return m.ask(c, before, now) }}
 	cfg := m.cfg.Translate
 	cfg.Cluster = row.Cluster
 	cfg.Owns = func(ns string) bool { return Contains(row, ns) }
@@ -128,8 +131,8 @@ func (c *Controller) run(ctx context.Context) error {
 			}
 			c.swept = true
 		}
-		if c.swept && len(c.pending) > 0 {
-			if err := c.send(ctx); err != nil {
+		if ops := c.batch(); c.swept && len(ops) > 0 {
+			if err := c.send(ctx, ops); err != nil {
 				return err
 			}
 			continue // what arrived meanwhile rides in the next one
@@ -144,9 +147,11 @@ func (c *Controller) run(ctx context.Context) error {
 
 // compile feeds the compiler; before the sweep its output is only remembered by the compiler itself (unknown is not absent).
 func (c *Controller) compile(events []translate.Event, dirty map[store.Key]bool, resync bool) {
+	c.asking.hear(events)
 	if len(events) > 0 {
 		c.note(c.compiler.Apply(events))
 	}
+	defer c.asking.update(c.compiler)
 	if c.updateWanted(dirty, resync) {
 		keys := make([]record.Key, 0, len(c.wanted))
 		for k := range c.wanted {
@@ -266,12 +271,14 @@ func sameRefs(a []record.Key, b []store.Key) bool {
 	return slices.EqualFunc(a, b, func(x record.Key, y store.Key) bool { return StoreKey(x) == y })
 }
 
-// batch takes the next operations in an order that never refers to what is not there: puts of referees, of referrers, then deletions of referrers, of
+// batch gives the next operations that need not wait for an answer, in an order that never refers to what is not there: puts of referees, of referrers, then deletions of referrers, of
 // referees; at most maxEntry bytes.
 func (c *Controller) batch() []store.Op {
 	ops := make([]store.Op, 0, len(c.pending))
 	for _, op := range c.pending {
-		ops = append(ops, op)
+		if !c.asking.held[op.Key] {
+			ops = append(ops, op)
+		}
 	}
 	slices.SortFunc(ops, func(a, b store.Op) int {
 		return cmp.Or(cmp.Compare(stage(a), stage(b)), RecordKey(a.Key).Compare(RecordKey(b.Key)))
@@ -303,9 +310,8 @@ func stage(op store.Op) int {
 	return 3
 }
 
-// send proposes the next batch and waits for its result. A retry is harmless by (row, epoch, seq).
-func (c *Controller) send(ctx context.Context) error {
-	ops := c.batch()
+// send proposes a batch and waits for its result. A retry is harmless by (row, epoch, seq).
+func (c *Controller) send(ctx context.Context, ops []store.Op) error {
 	c.seq++
 	cmd := store.Command{Put: &store.PutCommand{Proposer: c.session, Row: c.row.ID, Epoch: c.row.Epoch, Seq: c.seq, Ops: ops}}
 	for {

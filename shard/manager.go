@@ -18,7 +18,9 @@ type Config struct {
 	Proposer  Proposer
 	Translate translate.Config // Cluster and Owns are set for each row
 	Guard     Guard
-	Logger    *slog.Logger
+	// Want gives how to say which objects of a member cluster are wanted by name, all of them; nil = its source delivers every object unasked.
+	Want   func(cluster string) func(wanted []translate.Ref)
+	Logger *slog.Logger
 }
 
 // Manager runs one Controller for each row that this session owns, and stops it when ownership ends.
@@ -31,6 +33,8 @@ type Manager struct {
 	running map[uint64]*running
 	drained map[uint64]uint64 // row -> epoch at which we stopped it
 	refs    map[store.Key][]store.Key
+
+	asking sync.Mutex // what is wanted is said in the order in which it came to be so
 }
 
 type running struct {
@@ -51,6 +55,21 @@ func (m *Manager) Compiled() uint64 { return m.compiled.Load() }
 // Observe takes events of a member cluster; synced says that every kind was seen.
 func (m *Manager) Observe(cluster string, events []translate.Event, synced bool) {
 	m.cacheOf(cluster).observe(events, synced)
+}
+
+// ask says what a controller wants by name. It tells whether that has to be waited for: where a source delivers everything, what is not there does not exist.
+func (m *Manager) ask(c *Controller, before, now map[translate.Ref]bool) bool {
+	if m.cfg.Want == nil {
+		return false
+	}
+	want := m.cfg.Want(c.row.Cluster)
+	if want == nil {
+		return false
+	}
+	m.asking.Lock()
+	defer m.asking.Unlock()
+	want(m.cacheOf(c.row.Cluster).ask(c, before, now))
+	return true
 }
 
 // Object reads a cluster's last known object, nil if there is none.
@@ -196,6 +215,7 @@ func (m *Manager) start(ctx context.Context, row store.Row) *running {
 		defer close(r.done)
 		c.join(r.ctl)
 		defer c.leave(r.ctl)
+		defer func() { m.ask(r.ctl, r.ctl.asking.asked, nil) }()
 		err := r.ctl.run(cctx)
 		switch {
 		case err == nil:

@@ -34,6 +34,9 @@ type Compiler struct {
 	wanted     map[record.Key]int                // how many want a backend, endpoints or secret record
 	referenced map[record.Key]struct{}           // what committed references from elsewhere want
 
+	asks      map[Ref]struct{} // objects that are read by name, and that some unit reads
+	asksMoved bool
+
 	before func(record.Key) // called before a unit is compiled; for tests that need a panic
 }
 
@@ -69,6 +72,7 @@ func New(cfg Config) *Compiler {
 		readers:      map[input]map[record.Key]struct{}{},
 		wanted:       map[record.Key]int{},
 		referenced:   map[record.Key]struct{}{},
+		asks:         map[Ref]struct{}{},
 	}
 }
 
@@ -227,7 +231,13 @@ func (c *Compiler) file(set input, name string, fact any) []input {
 
 // unitOf gives the record that an object itself becomes, if this row compiles it.
 func (c *Compiler) unitOf(e Event) (record.Key, bool) {
-	k := record.Key{Cluster: c.cfg.Cluster, Namespace: e.Namespace, Name: e.Name}
+	k, ok := RecordOf(c.cfg.Cluster, e)
+	return k, ok && c.cfg.Owns(k.Namespace)
+}
+
+// RecordOf gives the record that an object of a cluster itself becomes; false for objects that only others are made from.
+func RecordOf(cluster string, e Event) (record.Key, bool) {
+	k := record.Key{Cluster: cluster, Namespace: e.Namespace, Name: e.Name}
 	switch e.Kind {
 	case "GatewayClass":
 		k.Kind, k.Namespace = record.KindClass, ""
@@ -242,7 +252,7 @@ func (c *Compiler) unitOf(e Event) (record.Key, bool) {
 	default:
 		return k, false
 	}
-	return k, c.cfg.Owns(k.Namespace)
+	return k, true
 }
 
 // compileAll compiles dirty units and whatever comes to be wanted by them.
@@ -300,6 +310,7 @@ func (c *Compiler) compileOne(k record.Key, dirty map[record.Key]struct{}, out *
 	for in := range next.reads {
 		if c.readers[in] == nil {
 			c.readers[in] = map[record.Key]struct{}{}
+			c.ask(in, true)
 		}
 		c.readers[in][k] = struct{}{}
 	}
@@ -316,6 +327,7 @@ func (c *Compiler) unread(in input, k record.Key) {
 	delete(c.readers[in], k)
 	if len(c.readers[in]) == 0 {
 		delete(c.readers, in)
+		c.ask(in, false)
 	}
 }
 

@@ -46,12 +46,15 @@ type serveConfig struct {
 	TestGateOff      bool // for the measurement of what the gate is worth
 }
 
-// clusterConfig is a member cluster that is a directory of manifests.
+// clusterConfig is a member cluster: an API server, or directories of manifests.
 type clusterConfig struct {
-	Name      string   `json:"name"`
-	Dirs      []string `json:"dirs"`
-	StatusDir string   `json:"statusDir"`
-	Addresses []string `json:"addresses,omitempty"` // what Gateways without addresses of their own are reached at
+	Name       string   `json:"name"`
+	Kubeconfig string   `json:"kubeconfig,omitempty"`
+	Context    string   `json:"context,omitempty"`   // of the kubeconfig, "" = its current one
+	InCluster  bool     `json:"inCluster,omitempty"` // the cluster in which this runs
+	Dirs       []string `json:"dirs"`
+	StatusDir  string   `json:"statusDir"`
+	Addresses  []string `json:"addresses,omitempty"` // what Gateways without addresses of their own are reached at
 }
 
 // setting is one thing that can be told by flag (--name), environment (FLEETGATE_NAME) and file (name:), in that order of precedence.
@@ -101,7 +104,7 @@ func settings() []setting {
 		{name: "seal-key-file", usage: "file with the key that seals secrets, the same for every replica", set: text(func(c *serveConfig) *string { return &c.SealKeyFile })},
 		{name: "controller-name", usage: "GatewayClasses with these controllerNames are ours", fallback: "fleetgate.io/gatewayclass-controller", list: true,
 			set: func(c *serveConfig, v []string) error { c.ControllerNames = v; return nil }},
-		{name: "cluster", usage: "a member cluster: name=NAME,dir=DIR[,dir=DIR][,status-dir=DIR][,address=IP]", list: true, set: setClusters},
+		{name: "cluster", usage: "a member cluster: name=NAME,kubeconfig=FILE[,context=CONTEXT], or name=NAME,in-cluster, or name=NAME,dir=DIR[,dir=DIR],status-dir=DIR; each with [,address=IP]", list: true, set: setClusters},
 		{name: "listen-address", usage: "address that Envoy's listeners bind", fallback: "0.0.0.0", set: setIP},
 		{name: "access-log", usage: "file that every Envoy logs requests to, such as /dev/stdout", set: text(func(c *serveConfig) *string { return &c.AccessLog })},
 		{name: "log-format", usage: "text or json", fallback: "json", set: setLogFormat},
@@ -164,10 +167,16 @@ func setClusters(c *serveConfig, values []string) error {
 				m.Dirs = append(m.Dirs, value)
 			case "status-dir":
 				m.StatusDir = value
+			case "kubeconfig":
+				m.Kubeconfig = value
+			case "context":
+				m.Context = value
+			case "in-cluster":
+				m.InCluster = value != "false"
 			case "address":
 				m.Addresses = append(m.Addresses, value)
 			default:
-				errs = append(errs, fmt.Errorf("%q: want name=, dir=, status-dir= or address=, got %q", v, pair))
+				errs = append(errs, fmt.Errorf("%q: want name=, kubeconfig=, context=, in-cluster, dir=, status-dir= or address=, got %q", v, pair))
 			}
 		}
 		c.Clusters = append(c.Clusters, m)
@@ -384,14 +393,30 @@ func clusterProblems(clusters []clusterConfig) []error {
 			errs = append(errs, fmt.Errorf("--cluster %s: there are two of that name", m.Name))
 		}
 		seen[m.Name] = true
-		if len(m.Dirs) == 0 {
-			errs = append(errs, fmt.Errorf("--cluster %s: dir= is missing", m.Name))
-		}
-		if m.StatusDir == "" {
-			errs = append(errs, fmt.Errorf("--cluster %s: status-dir= is missing: status is written there", m.Name))
-		}
+		errs = append(errs, m.reachProblems()...)
 	}
 	return errs
+}
+
+// reachProblems are what does not say in exactly one way where a cluster's objects come from.
+func (m clusterConfig) reachProblems() []error {
+	ways := 0
+	for _, given := range []bool{m.Kubeconfig != "", m.InCluster, len(m.Dirs) > 0} {
+		if given {
+			ways++
+		}
+	}
+	switch {
+	case ways != 1:
+		return []error{fmt.Errorf("--cluster %s: give exactly one of kubeconfig=, in-cluster and dir=", m.Name)}
+	case m.Context != "" && m.Kubeconfig == "":
+		return []error{fmt.Errorf("--cluster %s: context= is for kubeconfig=", m.Name)}
+	case len(m.Dirs) > 0 && m.StatusDir == "":
+		return []error{fmt.Errorf("--cluster %s: status-dir= is missing: status is written there", m.Name)}
+	case len(m.Dirs) == 0 && m.StatusDir != "":
+		return []error{fmt.Errorf("--cluster %s: status-dir= is for dir=: an API server keeps status itself", m.Name)}
+	}
+	return nil
 }
 
 // logger writes to w in the configured format.

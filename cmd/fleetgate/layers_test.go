@@ -15,11 +15,12 @@ const module = "github.com/fleetgate/fleetgate"
 
 // internal says which of our packages each may import. Nothing is listed twice, so the list can be read from the bottom up: leaves come last.
 var internal = map[string][]string{
-	"cmd/fleetgate":  {"cluster/group", "cluster/member", "cluster/pki", "cluster/seal", "cluster/status", "cluster/store", "shard", "translate", "translate/assemble", "translate/record", "xds"},
+	"cmd/fleetgate":  {"cluster/group", "cluster/member", "cluster/member/kube", "cluster/pki", "cluster/seal", "cluster/status", "cluster/store", "shard", "translate", "translate/assemble", "translate/record", "xds"},
 	"shard":          {"cluster/store", "translate", "translate/record"},
 	"cluster/status": {"cluster/member", "translate/assemble", "translate/record"},
 	"cluster/group":  {"cluster/pki", "cluster/store"},
 	// member hashes objects as records are hashed, and reads the CRDs that an installation consists of.
+	"cluster/member/kube":    {"cluster/member"},
 	"cluster/member":         {"cluster/store", "deploy", "translate/record"},
 	"translate":              {"translate/envoy", "translate/record"},
 	"translate/assemble":     {"translate/envoy", "translate/record"},
@@ -37,7 +38,7 @@ var internal = map[string][]string{
 // confined says who alone may import a dependency, and why.
 var confined = []struct{ dependency, owner, why string }{
 	{"github.com/hashicorp/raft", "cluster/group", "its scars are known in one place"},
-	{"k8s.io/client-go", "cluster/member", "the rest knows objects, not where they come from"},
+	{"k8s.io/client-go", "cluster/member/kube", "the rest knows objects, not where they come from"},
 	{"k8s.io/apiextensions-apiserver", "cluster/member", "validation belongs to the source"},
 	{"go.etcd.io/bbolt", "cluster/store", "others see a store, not a file"},
 	{"github.com/spf13/cobra", "cmd/fleetgate", "only the command has a command line"},

@@ -60,6 +60,9 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 	if err := r.loadCertificates(); err != nil {
 		return err
 	}
+	if err := r.openSources(); err != nil {
+		return err
+	}
 	admin, err := listen("admin port", "--admin-listen", cfg.AdminListen)
 	if err != nil {
 		return err
@@ -226,10 +229,8 @@ func (r *replica) join(ctx context.Context, run func(string, func(context.Contex
 		r.acks.send(ctx, r.session, r.leaderID, func(ctx context.Context, b []byte) error { _, err := g.CallLeader(ctx, "reports", b); return err })
 		return nil
 	})
-	for _, c := range r.cfg.Clusters {
-		if err := r.follow(c, run); err != nil {
-			return err
-		}
+	for name := range r.sources {
+		run("member cluster "+name, func(ctx context.Context) error { return r.follow(ctx, name) })
 	}
 	g.OnLeadership(r.lead)
 	return nil
@@ -240,7 +241,7 @@ func (r *replica) leaderID() string { id, _ := r.group.Leader(); return id }
 // build makes the parts that a member of the group has.
 func (r *replica) build() {
 	r.manager = shard.NewManager(shard.Config{
-		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 20},
+		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 20}, Want: r.want,
 		Translate: translate.Config{ControllerNames: r.cfg.ControllerNames, Seal: r.key.Seal, Version: r.key.Version, Last: r.last},
 	})
 	r.leader = &shard.Leader{Store: r.db, Proposer: r.group, Weights: r.manager.Weights, Logger: r.log, Now: time.Now,
@@ -257,39 +258,6 @@ func (r *replica) last(k record.Key) []byte {
 		return nil
 	}
 	return rec.Cur.Payload
-}
-
-// follow starts a member cluster's source.
-func (r *replica) follow(c clusterConfig, run func(string, func(context.Context) error)) error {
-	src, err := member.NewDirectory(member.DirectoryConfig{Name: c.Name, Dirs: c.Dirs, StatusDir: c.StatusDir, Identifier: identifier{r}, Logger: r.log})
-	if err != nil {
-		return fmt.Errorf("member cluster %s: %w", c.Name, err)
-	}
-	r.sources[c.Name] = src
-	identities := identifier{r}
-	run("member cluster "+c.Name, func(ctx context.Context) error {
-		live := map[store.Key]bool{}
-		pruned := false
-		err := src.Run(ctx, func(events []member.Event, synced bool) {
-			out := make([]translate.Event, len(events))
-			for i, e := range events {
-				out[i] = translate.Event{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}
-				if e.Object != nil {
-					out[i].Object = e.Object
-				}
-			}
-			r.manager.Observe(c.Name, out, synced)
-			observe(live, events)
-			if synced && !pruned && r.group.IsLeader() && len(src.Problems()) == 0 {
-				pruned = identities.prune(ctx, c.Name, live)
-			}
-		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	})
-	return nil
 }
 
 // lead runs what only the leader does, until ctx ends with its leadership.

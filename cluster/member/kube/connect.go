@@ -40,6 +40,11 @@ func FromFile(path, context string) (*rest.Config, error) {
 	return allowed(cluster, user), nil
 }
 
+// File is FromFile, later.
+func File(path, context string) func() (*rest.Config, error) {
+	return func() (*rest.Config, error) { return FromFile(path, context) }
+}
+
 // refused says what in a kubeconfig is not taken, and what to do instead.
 func refused(c *clientcmdapi.Cluster, u *clientcmdapi.AuthInfo) error {
 	server, err := url.Parse(c.Server)

@@ -28,6 +28,7 @@ func listWatch(narrow func(*metav1.ListOptions), told func(error), list func(con
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			narrow(&o)
+			o.Watch = true
 			w, err := start(ctx, o)
 			told(err)
 			return w, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -232,6 +233,9 @@ func (s *Source) note(what string, err error) {
 
 // explain says what a failure means and what to do.
 func explain(err error) string {
+	if at := (*url.Error)(nil); errors.As(err, &at) {
+		err = at.Err // without the address of each request, so that all requests that fail alike are one problem
+	}
 	remedy := "See whether its API server runs and can be reached from here"
 	switch {
 	case apierrors.IsForbidden(err):

@@ -1,0 +1,248 @@
+package kube
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/member"
+)
+
+const class = `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"GatewayClass","metadata":{"name":"fleetgate"},"spec":{"controllerName":"fleetgate.io/gatewayclass-controller"}}`
+
+func route(name, hostname string) string {
+	return fmt.Sprintf(`{"apiVersion":"gateway.networking.k8s.io/v1","kind":"HTTPRoute","metadata":{"name":%q,"namespace":"default","annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{}"}},
+"spec":{"hostnames":[%q],"parentRefs":[{"name":"g"}],"rules":[{"backendRefs":[{"name":"b","port":80}]}]}}`, name, hostname)
+}
+
+func secret(name string) string {
+	return fmt.Sprintf(`{"apiVersion":"v1","kind":"Secret","metadata":{"name":%q,"namespace":"default"},"stringData":{"k":"v"}}`, name)
+}
+
+func secretPath(name string) string { return "/api/v1/namespaces/default/secrets/" + name }
+
+// TestDelivers: every kind arrives in the form that the compiler reads, changes and deletions follow, and a Secret only once it is wanted.
+func TestDelivers(t *testing.T) {
+	s := startAPIServer(t)
+	s.installCRDs()
+	s.apply(gatewayPath("", "gatewayclasses", "fleetgate"), class)
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
+	s.apply(secretPath("wanted"), secret("wanted"))
+	s.apply(secretPath("other"), secret("other"))
+	src, v := follow(t, s.config(adminToken))
+	v.synced()
+	if !v.has("GatewayClass /fleetgate") || !v.has("Namespace /default") || !v.has("CustomResourceDefinition /gateways."+gatewayGroup) {
+		t.Fatalf("delivered only %d events before the view was called complete", len(v.all))
+	}
+	r := v.last["HTTPRoute default/r"].Object.(*gatewayv1.HTTPRoute)
+	if r.Kind != "HTTPRoute" || len(r.ManagedFields) > 0 || len(r.Annotations) > 0 || r.Spec.Hostnames[0] != "a.example.com" {
+		t.Errorf("an HTTPRoute arrives as %+v", r)
+	}
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "b.example.com"))
+	v.until("the change", func() bool {
+		r, ok := v.last["HTTPRoute default/r"].Object.(*gatewayv1.HTTPRoute)
+		return ok && r.Spec.Hostnames[0] == "b.example.com"
+	})
+	s.remove(gatewayPath("default", "httproutes", "r"))
+	v.until("the deletion", func() bool { return v.gone("HTTPRoute default/r") })
+
+	src.Want([]member.Ref{{Kind: "Secret", Namespace: "default", Name: "wanted"}, {Kind: "Secret", Namespace: "default", Name: "none"}, {Kind: "ConfigMap", Namespace: "default", Name: "none"}})
+	v.until("the answers", func() bool {
+		return v.there("Secret default/wanted") && v.gone("Secret default/none") && v.gone("ConfigMap default/none")
+	})
+	s.apply(secretPath("none"), secret("none"))
+	v.until("the Secret that was wanted before it was made", func() bool {
+		o, ok := v.last["Secret default/none"].Object.(*corev1.Secret)
+		return ok && string(o.Data["k"]) == "v"
+	})
+	s.remove(secretPath("wanted"))
+	v.until("the Secret's deletion", func() bool { return v.gone("Secret default/wanted") })
+	if v.has("Secret default/other") {
+		t.Error("a Secret that nobody wants was read")
+	}
+	if p := src.Problems(); len(p) > 0 {
+		t.Errorf("problems of a healthy cluster: %v", p)
+	}
+}
+
+// TestStatusOfOthersSurvives: entries of other controllers, and fields that our types do not know, are in the cluster after our write as they were before.
+func TestStatusOfOthersSurvives(t *testing.T) {
+	s := startAPIServer(t)
+	s.installCRDs()
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
+	foreign := `{"parentRef":{"name":"theirs"},"controllerName":"example.com/theirs","conditions":[{"type":"Odd","status":"Unknown","reason":"Because","message":"kept","lastTransitionTime":"2020-01-01T00:00:00Z"}]}`
+	object := s.read(gatewayPath("default", "httproutes", "r"))
+	s.mustPutStatus("r", object, `{"parents":[`+foreign+`]}`)
+	before := parents(t, s.read(gatewayPath("default", "httproutes", "r")))
+	src, v := follow(t, s.config(adminToken))
+	v.synced()
+	present, version, err := src.ReadStatus(t.Context(), "HTTPRoute", "default", "r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var status gatewayv1.RouteStatus
+	if err := json.Unmarshal(present, &status); err != nil {
+		t.Fatal(err)
+	}
+	status.Parents = append(status.Parents, gatewayv1.RouteParentStatus{ParentRef: gatewayv1.ParentReference{Name: "g"}, ControllerName: "fleetgate.io/gatewayclass-controller"})
+	status.Parents[1].Conditions = status.Parents[0].Conditions
+	want, _ := json.Marshal(status)
+	next, err := src.WriteStatus(t.Context(), member.Status{Kind: "HTTPRoute", Namespace: "default", Name: "r", ResourceVersion: version, Status: want})
+	if err != nil || next == version {
+		t.Fatalf("WriteStatus: %q, %v", next, err)
+	}
+	if _, now, err := src.ReadStatus(t.Context(), "HTTPRoute", "default", "r"); err != nil || now != next {
+		t.Errorf("what was just written is not known: resourceVersion %s, want %s (%v)", now, next, err)
+	}
+	after := parents(t, s.read(gatewayPath("default", "httproutes", "r")))
+	if len(after) != 2 || after[0] != before[0] {
+		t.Errorf("the other controller's entry became\n%q, it was\n%q", after, before)
+	}
+	_, err = src.WriteStatus(t.Context(), member.Status{Kind: "HTTPRoute", Namespace: "default", Name: "r", ResourceVersion: version, Status: want})
+	if !errors.Is(err, member.ErrConflict) {
+		t.Errorf("a write on an old resourceVersion: %v, want a conflict", err)
+	}
+	_, err = src.WriteStatus(t.Context(), member.Status{Kind: "HTTPRoute", Namespace: "default", Name: "r", UID: "another", Status: want})
+	if !errors.Is(err, member.ErrNotFound) {
+		t.Errorf("a write for an earlier object of that name: %v, want not found", err)
+	}
+	_, err = src.WriteStatus(t.Context(), member.Status{Kind: "HTTPRoute", Namespace: "default", Name: "none", Status: want})
+	if !errors.Is(err, member.ErrNotFound) {
+		t.Errorf("a write for no object: %v, want not found", err)
+	}
+}
+
+// mustPutStatus writes a status as another controller does.
+func (s *apiServer) mustPutStatus(name, object, status string) {
+	s.t.Helper()
+	var o map[string]any
+	if err := json.Unmarshal([]byte(object), &o); err != nil {
+		s.t.Fatal(err)
+	}
+	o["status"] = json.RawMessage(status)
+	b, _ := json.Marshal(o)
+	if err := s.do("PUT", gatewayPath("default", "httproutes", name)+"/status", "application/json", string(b), nil); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// parents gives the entries of a route's status, byte for byte.
+func parents(t *testing.T, object string) []string {
+	t.Helper()
+	var o struct {
+		Status struct{ Parents []json.RawMessage }
+	}
+	if err := json.Unmarshal([]byte(object), &o); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, p := range o.Status.Parents {
+		out = append(out, string(p))
+	}
+	return out
+}
+
+// TestDefinitionsComeAndGo: CRDs may be missing, appear, and vanish with all their objects, and nothing has to be restarted; objects that a CRD takes with it are kept.
+func TestDefinitionsComeAndGo(t *testing.T) {
+	s := startAPIServer(t)
+	src, v := follow(t, s.config(adminToken))
+	v.synced()
+	if p := src.Problems(); len(p) != 1 || !strings.Contains(p[0].Message, "does not serve the Gateway API") {
+		t.Errorf("without CRDs the problems are %v", p)
+	}
+	s.installCRDs()
+	for i := range 3 {
+		s.apply(gatewayPath("default", "httproutes", fmt.Sprint("r", i)), route(fmt.Sprint("r", i), "a.example.com"))
+	}
+	v.until("routes of a CRD that appeared", func() bool { return v.there("HTTPRoute default/r0") && v.there("HTTPRoute default/r2") })
+	s.remove(gatewayPath("default", "httproutes", "r0"))
+	v.until("a deletion that is meant", func() bool { return v.gone("HTTPRoute default/r0") })
+
+	s.remove(crdPath("httproutes"))
+	s.waitFor("the kind to vanish", func() bool { return s.do("GET", gatewayPath("", "httproutes"), "", "", nil) != nil })
+	s.waitFor("a problem that tells it", func() bool { return strings.Contains(fmt.Sprint(src.Problems()), "Install the CRD again") })
+	if !v.has("HTTPRoute default/r1") || !v.has("HTTPRoute default/r2") {
+		t.Error("routes were deleted because their CRD was")
+	}
+	s.installCRDs()
+	s.apply(gatewayPath("default", "httproutes", "r1"), route("r1", "c.example.com"))
+	s.apply(gatewayPath("default", "httproutes", "r3"), route("r3", "c.example.com"))
+	v.until("routes of a CRD that is back", func() bool {
+		r, ok := v.last["HTTPRoute default/r1"].Object.(*gatewayv1.HTTPRoute)
+		return ok && r.Spec.Hostnames[0] == "c.example.com" && v.there("HTTPRoute default/r3")
+	})
+}
+
+// TestOlderDefinitions: a cluster whose CRDs serve a kind only in an older version is read in the one model, and its status is written in that version.
+func TestOlderDefinitions(t *testing.T) {
+	s := startAPIServer(t)
+	s.installCRDs()
+	s.serveOnly("httproutes", "v1beta1")
+	old := strings.Replace(route("r", "a.example.com"), "k8s.io/v1", "k8s.io/v1beta1", 1)
+	path := strings.Replace(gatewayPath("default", "httproutes", "r"), "/v1/", "/v1beta1/", 1)
+	s.waitFor("v1beta1 alone", func() bool { return s.do("GET", gatewayPath("default", "httproutes"), "", "", nil) != nil })
+	s.apply(path, old)
+	src, v := follow(t, s.config(adminToken))
+	v.synced()
+	r, ok := v.last["HTTPRoute default/r"].Object.(*gatewayv1.HTTPRoute)
+	if !ok || r.APIVersion != gatewayGroup+"/v1" || r.Spec.Hostnames[0] != "a.example.com" {
+		t.Fatalf("the route arrives as %+v", v.last["HTTPRoute default/r"])
+	}
+	if _, err := src.WriteStatus(t.Context(), member.Status{Kind: "HTTPRoute", Namespace: "default", Name: "r", ResourceVersion: r.ResourceVersion, Status: []byte(`{"parents":[]}`)}); err != nil {
+		t.Error(err)
+	}
+	s.serveOnly("httproutes", "v1", "v1beta1")
+	s.apply(path, strings.Replace(old, "a.example", "b.example", 1))
+	v.until("the change after an upgrade of the CRDs", func() bool {
+		r, ok := v.last["HTTPRoute default/r"].Object.(*gatewayv1.HTTPRoute)
+		return ok && r.Spec.Hostnames[0] == "b.example.com"
+	})
+}
+
+// serveOnly has a CRD serve some of its versions.
+func (s *apiServer) serveOnly(resource string, versions ...string) {
+	s.t.Helper()
+	var crd map[string]any
+	if err := json.Unmarshal([]byte(s.read(crdPath(resource))), &crd); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, v := range crd["spec"].(map[string]any)["versions"].([]any) {
+		version := v.(map[string]any)
+		version["served"] = strings.Contains(" "+strings.Join(versions, " ")+" ", " "+version["name"].(string)+" ")
+	}
+	b, _ := json.Marshal(crd)
+	if err := s.do("PUT", crdPath(resource), "application/json", string(b), nil); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestUnreachable: while an API server is down nothing changes; what happened meanwhile is seen when it is back, but not that nearly everything is gone.
+func TestUnreachable(t *testing.T) {
+	s := startAPIServer(t)
+	s.installCRDs()
+	for i := range 6 {
+		s.apply(gatewayPath("default", "httproutes", fmt.Sprint("r", i)), route(fmt.Sprint("r", i), "a.example.com"))
+	}
+	src, v := follow(t, s.config(adminToken))
+	v.synced()
+	s.down()
+	s.waitFor("a problem that tells it", func() bool { return strings.Contains(fmt.Sprint(src.Problems()), "can be reached") })
+	for i := range 6 {
+		if !v.has(fmt.Sprint("HTTPRoute default/r", i)) {
+			t.Fatalf("r%d was deleted because the API server was down", i)
+		}
+	}
+	s.up()
+	s.apply(gatewayPath("default", "httproutes", "r0"), route("r0", "b.example.com"))
+	s.remove(gatewayPath("default", "httproutes", "r1"))
+	v.until("what changed after the restart", func() bool {
+		r, ok := v.last["HTTPRoute default/r0"].Object.(*gatewayv1.HTTPRoute)
+		return ok && r.Spec.Hostnames[0] == "b.example.com" && v.gone("HTTPRoute default/r1")
+	})
+	s.waitFor("no problem", func() bool { return len(src.Problems()) == 0 })
+}
