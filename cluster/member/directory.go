@@ -116,6 +116,18 @@ func (d *Directory) Problems() []Problem {
 	return d.files.problems()
 }
 
+// Where tells where an object is: file:line, "" where it has no such place.
+func (d *Directory) Where(kind, namespace, name string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := objectKey{kind, namespace, name}
+	at, ok := d.files.inventory.holder[key]
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", at.path, d.files.inventory.claims[key][at].line)
+}
+
 // Run implements Source. It may be called once at a time.
 func (d *Directory) Run(ctx context.Context, sink func(events []Event, synced bool)) error {
 	return d.run(ctx, sink, newWatcher)

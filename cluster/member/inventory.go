@@ -194,6 +194,10 @@ func (v *inventory) allProblems() []Problem {
 	for _, problems := range v.extra {
 		all = append(all, problems...)
 	}
+	return sortProblems(all)
+}
+
+func sortProblems(all []Problem) []Problem {
 	slices.SortFunc(all, func(a, b Problem) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), strings.Compare(a.Field, b.Field), strings.Compare(a.Message, b.Message))
 	})

@@ -581,5 +581,5 @@ func (t *tree) problems() []Problem {
 		}
 	}
 	slices.SortFunc(all, func(a, b Problem) int { return cmp.Compare(a.File, b.File) })
-	return append(all, t.inventory.allProblems()...)
+	return append(all, sortProblems(append(t.inventory.allProblems(), t.inventory.advice()...))...)
 }

@@ -52,6 +52,7 @@ type gatewayView struct {
 	Acked      int             `json:"proxiesAcked"` // of those, that ACKed Index
 	Listeners  []listenerView  `json:"listeners"`
 	Conditions []conditionView `json:"conditions"`
+	Where      string          `json:"where,omitempty"` // file:line
 }
 
 type listenerView struct {
@@ -72,6 +73,7 @@ type routeView struct {
 	Created    int64        `json:"created"`
 	Generation int64        `json:"generation"`
 	Index      uint64       `json:"index"`
+	Where      string       `json:"where,omitempty"` // file:line
 	Parents    []parentView `json:"parents"`
 }
 

@@ -94,6 +94,16 @@ func (r *replica) written(cluster string, o record.Object, into any) {
 	}
 }
 
+// where is the place of an object in a member cluster that has places: file:line in a directory.
+func (r *replica) where(cluster string, o record.Object) string {
+	if src, ok := r.Source(cluster).(interface {
+		Where(kind, namespace, name string) string
+	}); ok {
+		return src.Where(o.Kind, o.Namespace, o.Name)
+	}
+	return ""
+}
+
 func (r *replica) created(cluster, kind, namespace, name string) int64 {
 	id, _ := r.db.Identity(cluster, kind, namespace, name)
 	return id.Created
@@ -107,7 +117,7 @@ func (r *replica) viewGateway(k record.Key) (gatewayView, bool) {
 	var st gatewayv1.GatewayStatus
 	r.written(k.Cluster, s.Object, &st)
 	c := r.Converged(record.FleetName(k.Cluster, k.Namespace, k.Name), s.Index, k)
-	g := gatewayView{Cluster: k.Cluster, Namespace: k.Namespace, Name: k.Name, Class: s.Class, Addresses: []string{}, Programmed: "Unknown", Created: r.created(k.Cluster, "Gateway", k.Namespace, k.Name),
+	g := gatewayView{Cluster: k.Cluster, Namespace: k.Namespace, Name: k.Name, Class: s.Class, Addresses: []string{}, Programmed: "Unknown", Created: r.created(k.Cluster, "Gateway", k.Namespace, k.Name), Where: r.where(k.Cluster, s.Object),
 		Generation: s.Object.Generation, Index: s.Index, Proxies: c.Counted, Acked: c.Acked, Listeners: []listenerView{}, Conditions: viewConditions(st.Conditions)}
 	for _, a := range st.Addresses {
 		g.Addresses = append(g.Addresses, a.Value)
@@ -125,8 +135,8 @@ func (r *replica) viewGateway(k record.Key) (gatewayView, bool) {
 
 func viewListener(s assemble.GatewayStatus, i int, l gatewayv1.ListenerStatus, st gatewayv1.GatewayStatus) listenerView {
 	out := listenerView{Name: string(l.Name), AttachedRoutes: l.AttachedRoutes, Conditions: []conditionView{}}
-	if i < len(s.Ports) && i < len(s.Protocols) && i < len(s.Hostnames) {
-		out.Port, out.Protocol, out.Hostname = s.Ports[i], s.Protocols[i], s.Hostnames[i]
+	if i < len(s.ListenerPorts) && i < len(s.Protocols) && i < len(s.Hostnames) {
+		out.Port, out.Protocol, out.Hostname = s.ListenerPorts[i], s.Protocols[i], s.Hostnames[i]
 	}
 	for _, w := range st.Listeners {
 		if w.Name == l.Name {
@@ -144,7 +154,7 @@ func (r *replica) viewRoute(k record.Key) (routeView, bool) {
 	var st gatewayv1.RouteStatus
 	r.written(k.Cluster, s.Object, &st)
 	out := routeView{Cluster: k.Cluster, Kind: s.Object.Kind, Namespace: s.Object.Namespace, Name: s.Object.Name, Hostnames: s.Hostnames, Generation: s.Object.Generation, Index: s.Index,
-		Created: r.created(k.Cluster, s.Object.Kind, s.Object.Namespace, s.Object.Name), Parents: []parentView{}}
+		Created: r.created(k.Cluster, s.Object.Kind, s.Object.Namespace, s.Object.Name), Where: r.where(k.Cluster, s.Object), Parents: []parentView{}}
 	if out.Hostnames == nil {
 		out.Hostnames = []string{}
 	}

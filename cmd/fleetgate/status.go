@@ -67,14 +67,19 @@ func summarize(v view) statusReport {
 	}
 	for _, g := range v.Gateways {
 		if r.Gateways.add(g.Programmed == "True") {
-			find("Gateway %s/%s: %s: %s", g.Namespace, g.Name, orNone(g.Reason), g.Message)
+			find("Gateway %s/%s%s: %s: %s", g.Namespace, g.Name, inParentheses(g.Where), orNone(g.Reason), g.Message)
+		}
+		for _, l := range g.Listeners {
+			if bad := firstBad(l.Conditions); bad != nil {
+				find("Gateway %s/%s%s: listener %s: %s: %s", g.Namespace, g.Name, inParentheses(g.Where), l.Name, bad.Reason, bad.Message)
+			}
 		}
 	}
 	for _, route := range v.Routes {
 		for _, p := range route.Parents {
 			bad := firstBad(p.Conditions)
 			if r.Routes.add(bad == nil) {
-				find("%s %s/%s at %s: %s: %s", route.Kind, route.Namespace, route.Name, p.Parent, bad.Reason, bad.Message)
+				find("%s %s/%s%s at %s: %s: %s", route.Kind, route.Namespace, route.Name, inParentheses(route.Where), p.Parent, bad.Reason, bad.Message)
 			}
 		}
 	}
@@ -94,6 +99,14 @@ func summarize(v view) statusReport {
 	}
 	r.Healthy = len(r.Findings) == 0
 	return r
+}
+
+// inParentheses is " (s)", or nothing.
+func inParentheses(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
 }
 
 // add counts one, and tells whether it is bad.

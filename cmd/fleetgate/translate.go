@@ -184,8 +184,8 @@ func (t *translation) statuses(state *assemble.State, objects []member.Object) {
 		g := translatedGateway{Namespace: k.Namespace, Name: k.Name, Conditions: toConditions(s.Conditions), Listeners: []listenerView{}}
 		for i, l := range s.Listeners {
 			v := listenerView{Name: string(l.Name), AttachedRoutes: l.AttachedRoutes, Conditions: toConditions(l.Conditions)}
-			if i < len(s.Ports) && i < len(s.Protocols) && i < len(s.Hostnames) {
-				v.Port, v.Protocol, v.Hostname = s.Ports[i], s.Protocols[i], s.Hostnames[i]
+			if i < len(s.ListenerPorts) && i < len(s.Protocols) && i < len(s.Hostnames) {
+				v.Port, v.Protocol, v.Hostname = s.ListenerPorts[i], s.Protocols[i], s.Hostnames[i]
 			}
 			g.Listeners = append(g.Listeners, v)
 		}

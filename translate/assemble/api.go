@@ -83,8 +83,9 @@ type GatewayStatus struct {
 	AttachedListenerSets int32
 	Ports                []int32
 	// Listener facts for a view, in the order of Listeners; Ports above are those of ListenerSets too.
-	Hostnames []string
-	Protocols []string
+	Hostnames     []string
+	Protocols     []string
+	ListenerPorts []int32
 }
 
 // ListenerSetStatus is what committed records say of a ListenerSet whose Gateway is ours; Programmed is added as to a Gateway's.

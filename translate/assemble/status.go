@@ -54,6 +54,7 @@ func gatewayStatus(g *gateway) GatewayStatus {
 		out.Listeners = append(out.Listeners, listenerStatus(l, g.counts[i], g.record.Object.Generation))
 		out.Hostnames = append(out.Hostnames, l.hostname)
 		out.Protocols = append(out.Protocols, l.Protocol)
+		out.ListenerPorts = append(out.ListenerPorts, l.Port)
 	}
 	slices.Sort(out.Ports)
 	accepted := gatewayAccepted(g)
