@@ -196,7 +196,7 @@ func TestMeasureKills(t *testing.T) {
 		} else {
 			owned = append(owned, time.Since(begin))
 		}
-		r.allLive()
+		r.back(round%3+1, pids[0])
 	}
 	sent, bad, why := l.end()
 	row(t, "kills of replicas under load", "%d kills, %d requests, %d not 200", len(owned)+len(led), sent, bad)

@@ -75,16 +75,19 @@ func (l *lockedBuffer) String() string {
 }
 
 // the parts of a view that are looked at here.
+type replicaView struct {
+	ID      string `json:"id"`
+	Admin   string `json:"admin"`
+	Role    string `json:"role"`
+	Live    bool   `json:"live"`
+	Applied uint64 `json:"applied"`
+}
+
 type view struct {
-	Leader   string `json:"leader"`
-	Notice   string `json:"notice"`
-	Replicas []struct {
-		ID      string `json:"id"`
-		Admin   string `json:"admin"`
-		Role    string `json:"role"`
-		Live    bool   `json:"live"`
-		Applied uint64 `json:"applied"`
-	} `json:"replicas"`
+	Index    uint64        `json:"index"`
+	Leader   string        `json:"leader"`
+	Notice   string        `json:"notice"`
+	Replicas []replicaView `json:"replicas"`
 	Gateways []struct {
 		Name, Programmed, Reason, Message string
 		Generation                        int64
