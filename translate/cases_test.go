@@ -31,7 +31,8 @@ import (
 var update = flag.Bool("update", false, "rewrite the expected sections of testdata/*.txtar")
 
 // TestCases runs testdata: a sentence, the objects in in.yaml, and what they become: records.yaml for all records, or one kind in class.yaml, gateway.yaml,
-// namespace.yaml, route.yaml, backend.yaml, endpoints.yaml, secret.yaml. Only the sections that are there are compared.
+// namespace.yaml, route.yaml, backend.yaml, endpoints.yaml, secret.yaml; xds.yaml is what the proxies are sent in the end, status.yaml all that is said of it.
+// Only the sections that are there are compared.
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -53,7 +54,7 @@ func runCase(t *testing.T, file string) {
 			c.Apply(parseObjects(t, string(section.Data)))
 			continue
 		}
-		got := render(t, c.Records(), strings.TrimSuffix(section.Name, ".yaml"))
+		got := renderSection(t, c, strings.TrimSuffix(section.Name, ".yaml"))
 		if *update {
 			archive.Files[i].Data = []byte(got)
 		} else if d := cmp.Diff(string(section.Data), got); d != "" {
@@ -65,6 +66,17 @@ func runCase(t *testing.T, file string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// renderSection writes one section of a case.
+func renderSection(t testing.TB, c *Compiler, section string) string {
+	switch section {
+	case "xds":
+		return renderResources(t, assembled(c))
+	case "status":
+		return renderStatuses(t, c, assembled(c))
+	}
+	return render(t, c.Records(), section)
 }
 
 func testConfig() Config {

@@ -24,7 +24,6 @@ const (
 	KindBackend   Kind = "backend"   // an Envoy Cluster
 	KindEndpoints Kind = "endpoints" // a ClusterLoadAssignment
 	KindSecret    Kind = "secret"    // a sealed TLS secret
-	KindReference Kind = "reference" // cross-namespace use with the grant that allows it
 
 	KindListenerSet Kind = "listenerset" // a ListenerSet: further listeners of a Gateway
 	KindTrust       Kind = "trust"       // certificates of authorities, from a ConfigMap
