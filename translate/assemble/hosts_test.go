@@ -28,7 +28,7 @@ func TestHostsInRealEnvoy(t *testing.T) {
 	add("*.b.wild.org")
 	add("web")
 	add("web-x.example")
-	s := New(testConfig())
+	s := New(testConfig)
 	s.Apply(changes)
 	url := serve(t, routeConfig(t, s, "c/infra/gw/80"))
 	for host, want := range map[string]string{
