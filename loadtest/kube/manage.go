@@ -7,12 +7,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/fleetgate/fleetgate/loadtest/kube/build"
 	"github.com/fleetgate/fleetgate/loadtest/kube/rig"
 )
 
@@ -137,6 +140,39 @@ func newKubeconfigCommand(at directory) *cobra.Command {
 	cmd.Flags().StringVar(&cluster, "cluster", "", "of this cluster only")
 	cmd.Flags().BoolVar(&path, "path", false, "print where the file lies instead")
 	return cmd
+}
+
+func newBuildCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "build",
+		Short: "Build the programs of Kubernetes, if they are not there, and say where they lie",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := build.Kubernetes(cmd.Context(), cmd.ErrOrStderr())
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), dir)
+			}
+			return err
+		},
+	}
+}
+
+func newImagesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "images",
+		Short: "Build what pods' images stand for, and list it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			images, err := build.Images(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, name := range slices.Sorted(maps.Keys(images)) {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s\t%s%s\n", name, images[name].Root, images[name].Binary)
+			}
+			return nil
+		},
+	}
 }
 
 // newComponentCommand makes `stop` and `start`.

@@ -45,15 +45,7 @@ func up(ctx context.Context, o rig.Options, out, progress io.Writer) error {
 	if o.Clusters < 1 || o.Clusters > rig.MaxClusters {
 		return usageError{fmt.Errorf("--clusters %d: there is room for 1 to %d", o.Clusters, rig.MaxClusters)}
 	}
-	var err error
-	if o.Program, err = os.Executable(); err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
-	if o, err = build.Options(ctx, o, progress); err != nil {
-		return err
-	}
-	o.Progress = func(e rig.Event) { fmt.Fprintf(progress, "%6.1fs  %-4s %s\n", e.After.Seconds(), e.Cluster, e.Text) }
-	r, err := rig.Up(ctx, o)
+	r, err := start(ctx, o, progress)
 	if err != nil {
 		return err
 	}
@@ -63,6 +55,19 @@ func up(ctx context.Context, o rig.Options, out, progress io.Writer) error {
 	}
 	fmt.Fprintln(progress, "The clusters end with this command (ctrl-C).")
 	return hold(ctx, r)
+}
+
+// start builds what is missing and starts clusters, telling every step.
+func start(ctx context.Context, o rig.Options, progress io.Writer) (*rig.Rig, error) {
+	var err error
+	if o.Program, err = os.Executable(); err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	if o, err = build.Options(ctx, o, progress); err != nil {
+		return nil, err
+	}
+	o.Progress = func(e rig.Event) { fmt.Fprintf(progress, "%6.1fs  %-4s %s\n", e.After.Seconds(), e.Cluster, e.Text) }
+	return rig.Up(ctx, o)
 }
 
 // hold keeps a rig up until the context ends.

@@ -24,6 +24,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fleetgate/fleetgate/loadtest/kube/build"
+	"github.com/fleetgate/fleetgate/loadtest/kube/kubelet"
 	"github.com/fleetgate/fleetgate/loadtest/kube/rig"
 )
 
@@ -32,6 +33,7 @@ func upForTest(t *testing.T, o rig.Options) *rig.Rig {
 	if testing.Short() {
 		t.Skip("starts Kubernetes clusters, and builds Kubernetes the first time")
 	}
+	o.Images = kubelet.Images{} // no pods here
 	o, err := build.Options(t.Context(), o, os.Stderr)
 	if err != nil {
 		t.Fatal(err)

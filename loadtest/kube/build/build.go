@@ -28,8 +28,9 @@ const Version = "v1.37.2"
 var links = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"}
 
 const (
-	mainModule     = "github.com/fleetgate/fleetgate"
-	binariesModule = "loadtest/kube/binaries"
+	mainModule        = "github.com/fleetgate/fleetgate"
+	binariesModule    = "loadtest/kube/binaries"
+	conformanceModule = "loadtest/conformance"
 )
 
 // Root is the directory of the repository.
@@ -109,6 +110,15 @@ func versionFlags() string {
 
 // Program builds loadtest/kube itself.
 func Program(ctx context.Context) (string, error) { return Own(ctx, "loadtest/kube", "kube") }
+
+// Describe names the commit of the repository.
+func Describe(ctx context.Context) (string, error) {
+	root, err := Root(ctx)
+	if err != nil {
+		return "", err
+	}
+	return output(ctx, root, "git", "describe", "--always", "--dirty", "--tags")
+}
 
 // Own builds a command of this repository under a name, without cgo, and returns its path. When nothing has changed this takes about a second.
 func Own(ctx context.Context, pkg, name string) (string, error) {
@@ -206,6 +216,11 @@ func Options(ctx context.Context, o rig.Options, progress io.Writer) (rig.Option
 	}
 	if o.Binaries, err = Kubernetes(ctx, progress); err != nil {
 		return o, err
+	}
+	if o.Images == nil {
+		if o.Images, err = Images(ctx); err != nil {
+			return o, err
+		}
 	}
 	if o.Program == "" {
 		o.Program, err = Program(ctx)

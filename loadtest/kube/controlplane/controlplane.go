@@ -21,8 +21,8 @@ import (
 	"github.com/fleetgate/fleetgate/loadtest/kube/rig"
 )
 
-// readyTimeout bounds the start of an API server on a machine that is busy with other things.
-const readyTimeout = 3 * time.Minute
+// ReadyTimeout bounds the start of an API server on a machine that is busy with other things.
+const ReadyTimeout = 3 * time.Minute
 
 // auditPolicy writes one line for each request that changes something.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
@@ -99,7 +99,7 @@ func (p *ControlPlane) Run(ctx context.Context) error {
 
 // AwaitReady returns when the API server says that it is ready.
 func (p *ControlPlane) AwaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ReadyTimeout)
 	defer cancel()
 	client, err := kubernetes.NewForConfig(p.Admin)
 	if err != nil {

@@ -27,6 +27,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/fleetgate/fleetgate/loadtest/kube/kubelet"
 )
 
 // Options says what Up starts.
@@ -42,6 +44,8 @@ type Options struct {
 	// Program is the built loadtest/kube, Binaries the directory of the Kubernetes programs, CRDs the manifests of the channel. Package build finds or makes them.
 	Program, Binaries string
 	CRDs              []string
+	// Images is what the images of pods stand for; package build makes those of this repository.
+	Images kubelet.Images
 	// Detach lets the rig outlive this process. Otherwise it ends with it, whatever ends it.
 	Detach bool
 	// Progress hears of every step. May be nil.
@@ -114,7 +118,7 @@ func Up(ctx context.Context, o Options) (*Rig, error) {
 	}
 	defer closeAll(listeners)
 	state := State{
-		Dir: dir, Channel: o.Channel, Binaries: o.Binaries, CRDs: o.CRDs, Audit: o.Audit,
+		Dir: dir, Channel: o.Channel, Binaries: o.Binaries, CRDs: o.CRDs, Audit: o.Audit, Images: o.Images,
 		Kubeconfig: filepath.Join(dir, "kubeconfig"),
 	}
 	for i, l := range listeners {

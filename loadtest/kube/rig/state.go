@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/fleetgate/fleetgate/loadtest/kube/kubelet"
 )
 
 // MaxClusters is how many clusters the address plan has room for.
@@ -45,6 +47,8 @@ type State struct {
 	CRDs     []string  `json:"crds"`
 	Audit    bool      `json:"audit"`
 	Clusters []Cluster `json:"clusters"`
+	// Images is what pods' images stand for.
+	Images kubelet.Images `json:"images"`
 	// Kubeconfig has a context for each cluster, named like it.
 	Kubeconfig string `json:"kubeconfig"`
 	// Init is the process with whose end all of the rig ends.
