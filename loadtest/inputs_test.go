@@ -265,3 +265,31 @@ func (r *rig) vanish(t *testing.T, s *steady) {
 	in.waitLive("default", "steady", 2, 20*time.Second) // and it is watched again
 	s.check(t)
 }
+
+// TestFileBrokenBeforeTheStart: replicas that start while a file is broken, and that do not remember what it was, do not take its objects for deleted.
+func TestFileBrokenBeforeTheStart(t *testing.T) {
+	good := route("default", "steady", "/steady", "web")
+	r := start(t, map[string]string{"gateway.yaml": inputsGateway, "backends.yaml": backend("default", "web"), "routes.yaml": good})
+	r.waitLive("default", "steady", 1, 30*time.Second)
+	r.stop()
+	if err := os.RemoveAll(filepath.Join(r.state, "status", ".last-good")); err != nil {
+		t.Fatal(err)
+	}
+	r.save("routes.yaml", good+"  {broken")
+	bin, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.run(bin)
+	r.programmed()
+	r.waitFindings("the broken file is not told of", func(f []string) bool { return found(f, []string{"routes.yaml", "broken YAML"}) })
+	r.save("more.yaml", route("default", "more", "/more", "web")) // goes the whole way: every row of it was swept before
+	r.waitLive("default", "more", 1, 30*time.Second)
+	r.until("the route in the broken file is served", 10*time.Second, func() bool { code, _ := r.get("/steady"); return code == http.StatusOK })
+	r.save("routes.yaml", strings.Replace(good, "weight: 1", "weight: 2", 1))
+	r.waitLive("default", "steady", 2, 20*time.Second)
+	if err := os.Remove(filepath.Join(r.dir, "routes.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the deleted route is gone", 20*time.Second, func() bool { code, _ := r.get("/steady"); return code == http.StatusNotFound })
+}

@@ -129,19 +129,31 @@ func start(t *testing.T, manifests map[string]string, args ...string) *rig {
 	for name, text := range manifests {
 		r.save(name, strings.ReplaceAll(text, "PORT", strconv.Itoa(r.port)))
 	}
+	r.run(bin, args...)
+	t.Cleanup(r.stop)
+	r.programmed()
+	return r
+}
+
+// run runs `fleetgate dev`, anew after stop.
+func (r *rig) run(bin string, args ...string) {
+	r.t.Helper()
 	r.cmd = exec.Command(bin, append([]string{"dev", "--dir", r.dir, "--state", r.state}, args...)...)
 	r.cmd.Stdout, r.cmd.Stderr = r.out, r.out
 	r.cmd.Env = append(os.Environ(), "CI=true")
 	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	go func() { r.exited <- r.cmd.Wait() }()
-	t.Cleanup(r.stop)
+	cmd := r.cmd
+	go func() { r.exited <- cmd.Wait() }()
+}
+
+func (r *rig) programmed() {
+	r.t.Helper()
 	r.until("the Gateway is programmed", time.Minute, func() bool {
 		v, err := r.view()
 		return err == nil && len(v.Gateways) > 0 && v.Gateways[0].Programmed == "True" && v.Gateways[0].ProxiesAcked == 2
 	})
-	return r
 }
 
 func (r *rig) stop() {

@@ -18,7 +18,7 @@ type asking struct {
 // hear notes which objects were told of.
 func (a *asking) hear(events []translate.Event) {
 	for _, e := range events {
-		if translate.ByName(e.Kind) {
+		if translate.ByName(e.Kind) && !e.Unknown {
 			a.answered[translate.Ref{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}] = true
 		}
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/store"
 	"github.com/fleetgate/fleetgate/translate"
+	"github.com/fleetgate/fleetgate/translate/record"
 )
 
 // objectID names an object in a cluster's cache.
@@ -15,13 +16,14 @@ type cache struct {
 	mu      sync.Mutex
 	objects map[objectID]translate.Object
 	synced  bool
+	unknown map[objectID]bool // that may be there, as in translate.Event
 	subs    map[*Controller]bool
 	asks    map[objectID]int  // objects that are read by name -> controllers that want them
 	absent  map[objectID]bool // of those, that are known not to exist
 }
 
 func newCache() *cache {
-	return &cache{objects: map[objectID]translate.Object{}, subs: map[*Controller]bool{}, asks: map[objectID]int{}, absent: map[objectID]bool{}}
+	return &cache{objects: map[objectID]translate.Object{}, unknown: map[objectID]bool{}, subs: map[*Controller]bool{}, asks: map[objectID]int{}, absent: map[objectID]bool{}}
 }
 
 // observe takes what a source found and passes it on to all controllers.
@@ -31,6 +33,11 @@ func (c *cache) observe(events []translate.Event, synced bool) {
 	c.synced = c.synced || synced
 	for _, e := range events {
 		id := objectID{e.Kind, e.Namespace, e.Name}
+		if e.Unknown {
+			c.unknown[id] = true
+			continue
+		}
+		delete(c.unknown, id)
 		delete(c.absent, id)
 		if e.Object != nil {
 			c.objects[id] = e.Object
@@ -90,6 +97,9 @@ func (c *cache) join(s *Controller) {
 	for id, o := range c.objects {
 		events = append(events, translate.Event{Kind: id.kind, Namespace: id.namespace, Name: id.name, Object: o})
 	}
+	for id := range c.unknown {
+		events = append(events, translate.Event{Kind: id.kind, Namespace: id.namespace, Name: id.name, Unknown: true})
+	}
 	c.subs[s] = true
 	s.deliver(events, c.synced)
 }
@@ -114,6 +124,15 @@ func (c *cache) weights() (map[string]uint64, bool) {
 		}
 	}
 	return out, c.synced
+}
+
+// seen tells whether the object of a record is there, or may be.
+func (c *cache) seen(k record.Key) bool {
+	kind, namespace, name := translate.ObjectOf(k)
+	id := objectID{kind, namespace, name}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.objects[id] != nil || c.unknown[id] || c.unknown[objectID{}]
 }
 
 // get reads one object.

@@ -43,6 +43,7 @@ type Controller struct {
 	resync   bool               // look at all references again
 	synced   bool
 	draining bool
+	held     string // why deletions wait
 	wake     chan struct{}
 
 	seq     uint64
@@ -50,12 +51,7 @@ type Controller struct {
 	pending map[store.Key]store.Op
 	wanted  map[store.Key]bool // keys of this row that committed references name
 	asking  asking
-}
-
-// Guard bounds what a sweep may delete at once (D10).
-type Guard struct {
-	Share float64 // of the row's routes
-	Min   int     // never guard fewer deletions than this
+	seen    func(record.Key) bool // whether the cluster has the object of a record, as far as this session was told, or may have
 }
 
 func newController(row store.Row, m *Manager) *Controller {
@@ -125,7 +121,7 @@ func (c *Controller) run(ctx context.Context) error {
 			return nil
 		}
 		c.compile(events, dirty, resync)
-		if synced && !c.swept {
+		if synced && (!c.swept || len(events) > 0 && c.Held() != "") {
 			if err := c.sweep(); err != nil {
 				return err
 			}
@@ -200,7 +196,26 @@ func (c *Controller) retryDelete(k store.Key) {
 	}
 }
 
+// Held says why deletions wait, "" where none do.
+func (c *Controller) Held() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.held
+}
+
+func (c *Controller) hold(why string, deletions int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if why != "" && why != c.held {
+		c.log.Warn("deletions held: "+why, "records", deletions)
+	}
+	c.held = why
+}
+
 func (c *Controller) note(out translate.Output) {
+	if out.Doubted {
+		c.swept = false
+	}
 	c.count(out.Compiled)
 	for _, p := range out.Puts {
 		k := StoreKey(p.Key)
@@ -227,24 +242,16 @@ func (c *Controller) sweep() error {
 		keep[k] = true
 	}
 	var gone []store.Key
-	routes, goneRoutes := 0, 0
 	clear(c.pending)
 	err := c.db.Scan(func(r *store.Record) error {
 		if r.Key.Cluster != c.row.Cluster || !Contains(c.row, r.Key.Namespace) {
 			return nil
 		}
-		isRoute := r.Key.Kind == string(record.KindRoute)
-		if isRoute {
-			routes++
-		}
 		p, ok := want[RecordKey(r.Key)]
 		switch {
-		case !ok && keep[RecordKey(r.Key)]:
+		case !ok && (keep[RecordKey(r.Key)] || c.compiler.Unknown(RecordKey(r.Key))):
 		case !ok:
 			gone = append(gone, r.Key)
-			if isRoute {
-				goneRoutes++
-			}
 		case record.Hash(p.Payload) == r.Cur.Hash && sameRefs(p.Refs, r.Cur.Refs):
 			delete(want, RecordKey(r.Key))
 		}
@@ -256,9 +263,16 @@ func (c *Controller) sweep() error {
 	for _, p := range want {
 		c.pending[StoreKey(p.Key)] = putOp(p)
 	}
-	if c.guard.Share > 0 && goneRoutes >= c.guard.Min && float64(goneRoutes) > c.guard.Share*float64(routes) {
-		c.log.Warn("deletions held: too many routes of this row would be deleted at once after a relist. If that is what you want, put them back and delete them while this replica watches",
-			"routes", routes, "deleted", goneRoutes)
+	if len(gone) == 0 {
+		c.hold("", 0)
+		return nil
+	}
+	n, err := c.takeCensus()
+	if err != nil {
+		return fmt.Errorf("counting what would be deleted: %w", err)
+	}
+	why := c.guard.holds(n)
+	if c.hold(why, len(gone)); why != "" {
 		return nil
 	}
 	for _, k := range gone {

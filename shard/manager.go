@@ -94,6 +94,20 @@ func (m *Manager) Weights() map[string]map[string]uint64 {
 	return out
 }
 
+// Held says why deletions of a cluster wait on this session, "" where none do.
+func (m *Manager) Held(cluster string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.running {
+		if r.row.Cluster == cluster {
+			if why := r.ctl.Held(); why != "" {
+				return why
+			}
+		}
+	}
+	return ""
+}
+
 // Synced tells which clusters have been seen whole.
 func (m *Manager) Synced(cluster string) bool {
 	_, synced := m.cacheOf(cluster).weights()
@@ -211,6 +225,7 @@ func (m *Manager) start(ctx context.Context, row store.Row) *running {
 		c = newCache()
 		m.caches[row.Cluster] = c
 	}
+	r.ctl.seen = c.seen
 	go func() {
 		defer close(r.done)
 		c.join(r.ctl)

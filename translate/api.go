@@ -18,6 +18,7 @@ type Event struct {
 	Kind            string // as in member.Event
 	Namespace, Name string
 	Object          Object
+	Unknown         bool // as in member.Event
 }
 
 // Config is what a Compiler must know besides objects.
@@ -30,8 +31,8 @@ type Config struct {
 	// deterministic (a nonce derived from its input), or every recompile writes every secret anew.
 	Seal    func(plain, additional []byte) ([]byte, error)
 	Version func(plain []byte) string
-	// Last gives the committed payload of a record, nil where there is none. It is asked only for an object that made the compiler panic
-	// and that it has not compiled before: so a restart keeps the last good bytes. May be nil.
+	// Last gives the committed payload of a record, nil where there is none: what is kept of an object that made the compiler panic and that it
+	// has not compiled before, and of one that needs something unknown. So a restart keeps the last good bytes. May be nil.
 	Last func(record.Key) []byte
 }
 
@@ -50,4 +51,6 @@ type Output struct {
 	// Quarantined are the objects that made the compiler panic in this call. Their records are the last good ones with a problem added;
 	// where there is no last good one, none is put, and the sweep must not delete what the store has (see Compiler.Quarantined).
 	Quarantined []record.Object
+	// Doubted says that what is unknown has changed: the sweep has to be done again.
+	Doubted bool
 }

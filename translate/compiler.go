@@ -37,6 +37,9 @@ type Compiler struct {
 	asks      map[Ref]struct{} // objects that are read by name, and that some unit reads
 	asksMoved bool
 
+	unknown    map[input]bool // what may be there; input{} = everything
+	revisiting bool           // what is unknown has changed, which alone changes nothing
+
 	before func(record.Key) // called before a unit is compiled; for tests that need a panic
 }
 
@@ -59,6 +62,7 @@ type result struct {
 	reads   map[input]struct{}
 	wants   []record.Key
 	suspect bool // quarantined
+	kept    bool // the committed record, because something that the unit reads is unknown
 }
 
 // New gives an empty compiler.
@@ -68,6 +72,7 @@ func New(cfg Config) *Compiler {
 		facts:        map[input]any{},
 		sets:         map[input]map[string]any{},
 		sliceService: map[input]string{},
+		unknown:      map[input]bool{},
 		results:      map[record.Key]*result{},
 		readers:      map[input]map[record.Key]struct{}{},
 		wanted:       map[record.Key]int{},
@@ -79,7 +84,16 @@ func New(cfg Config) *Compiler {
 // Apply takes changes of objects, all at once, and gives what they change.
 func (c *Compiler) Apply(events []Event) Output {
 	dirty := map[record.Key]struct{}{}
+	c.revisiting = c.doubt(events)
+	if c.revisiting {
+		for k := range c.results {
+			dirty[k] = struct{}{}
+		}
+	}
 	for _, e := range events {
+		if e.Unknown {
+			continue
+		}
 		if e.Kind == "GatewayClass" || e.Kind == "Namespace" {
 			e.Namespace = ""
 		}
@@ -92,7 +106,9 @@ func (c *Compiler) Apply(events []Event) Output {
 			dirty[k] = struct{}{}
 		}
 	}
-	return c.compileAll(dirty)
+	out := c.compileAll(dirty)
+	out.Doubted, c.revisiting = c.revisiting, false
+	return out
 }
 
 // Referenced sets all backend, endpoints and secret records that committed references from elsewhere name; keys outside this row are ignored.

@@ -45,6 +45,12 @@ func (c *Compiler) run(k record.Key, old *result, out *Output) (next *result) {
 	}
 	made := compilers[k.Kind](v, k)
 	next = &result{put: pack(k, made)}
+	if v.blind {
+		if kept := c.keep(k, old, next.put); kept != nil {
+			kept.reads = v.reads
+			return kept
+		}
+	}
 	next.good = next.put
 	next.wants = c.wants(next.put.Refs)
 	next.reads = v.reads

@@ -13,11 +13,26 @@ import (
 type view struct {
 	c     *Compiler
 	reads map[input]struct{}
+	blind bool // something that was not found may be there
 }
 
 func (v *view) read(in input) any {
 	v.reads[in] = struct{}{}
-	return v.c.facts[in]
+	f, there := v.c.facts[in]
+	if !there {
+		v.missing(in.kind, in.namespace, in.name)
+	}
+	return f
+}
+
+// aspect reads what a unit needs of an object: it is compiled again when that changes, not when the rest of the object does.
+func (v *view) aspect(aspect, kind, namespace, name string) any {
+	v.reads[input{aspect, namespace, name}] = struct{}{}
+	f, there := v.c.facts[input{kind, namespace, name}]
+	if !there {
+		v.missing(kind, namespace, name)
+	}
+	return f
 }
 
 // fact reads one object's fact; the zero pointer where there is none.
@@ -28,14 +43,12 @@ func fact[T any](v *view, kind, namespace, name string) *T {
 
 // controller gives the controller of a GatewayClass, "" where there is no such class.
 func (v *view) controller(class string) string {
-	v.reads[input{inputOurs, "", class}] = struct{}{}
-	return controllerOf(v.c.facts[input{"GatewayClass", "", class}])
+	return controllerOf(v.aspect(inputOurs, "GatewayClass", "", class))
 }
 
 // class gives the class of a Gateway, "" where there is no such Gateway.
 func (v *view) class(namespace, name string) string {
-	v.reads[input{inputClass, namespace, name}] = struct{}{}
-	return classOf(v.c.facts[input{"Gateway", namespace, name}])
+	return classOf(v.aspect(inputClass, "Gateway", namespace, name))
 }
 
 func (v *view) ours(controller string) bool {
@@ -44,8 +57,7 @@ func (v *view) ours(controller string) bool {
 
 // ports gives the (scheme, port) pairs of a Gateway or a ListenerSet.
 func (v *view) ports(kind, namespace, name string) []schemePort {
-	v.reads[input{kind + inputPorts, namespace, name}] = struct{}{}
-	return portsOf(v.c.facts[input{kind, namespace, name}])
+	return portsOf(v.aspect(kind+inputPorts, kind, namespace, name))
 }
 
 // slices gives the EndpointSlices of a Service, by name.
@@ -56,6 +68,9 @@ func (v *view) slices(namespace, service string) []*sliceFact {
 func set[T any](v *view, in input) []*T {
 	v.reads[in] = struct{}{}
 	members := v.c.sets[in]
+	if len(members) == 0 {
+		v.missingOf(in)
+	}
 	out := make([]*T, 0, len(members))
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		out = append(out, members[name].(*T))
@@ -73,6 +88,7 @@ func (v *view) granted(fromKind, fromNamespace, toKind, toNamespace, toName stri
 			return true
 		}
 	}
+	v.missingOf(input{inputGrants, toNamespace, ""})
 	return false
 }
 

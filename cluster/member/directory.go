@@ -143,7 +143,7 @@ func (d *Directory) run(ctx context.Context, sink func([]Event, bool), watch fun
 	d.mu.Lock()
 	d.files, d.delivered = newTree(d.cfg.Dirs, d.cfg.StatusDir, d.cfg.MaxFile), map[objectKey]delivered{}
 	d.mu.Unlock()
-	r := &runner{Directory: d, watcher: w, news: fresh, sink: sink, unsent: map[objectKey]bool{}, patience: patience}
+	r := &runner{Directory: d, watcher: w, news: fresh, sink: sink, unsent: map[objectKey]bool{}, unknown: map[objectKey]bool{}, patience: patience}
 	return r.loop(ctx)
 }
 
@@ -154,6 +154,7 @@ type runner struct {
 	news    *news
 	sink    func([]Event, bool)
 	unsent  map[objectKey]bool // may differ from what was delivered
+	unknown map[objectKey]bool // as the sink was told
 	synced  bool
 	retry   time.Time // when identities are asked for again; zero = at once
 	rescan  <-chan time.Time
@@ -251,10 +252,11 @@ func (r *runner) flush(ctx context.Context) (again bool) {
 		return false
 	}
 	events, gone := r.commit(plan, identities)
-	if len(events) > 0 || synced && !r.synced {
+	doubts, cleared := r.doubts()
+	if events = append(events, doubts...); len(events) > 0 || synced && !r.synced {
 		r.sink(events, synced)
 	}
-	r.forgetStatus(gone, synced && !r.synced)
+	r.forgetStatus(gone, len(r.unknown) == 0 && (cleared || synced && !r.synced))
 	r.remember(synced && !r.synced)
 	r.synced = synced
 	return len(r.unsent) > 0
@@ -391,6 +393,37 @@ func (r *runner) commit(plan []step, identities []store.Identity) (events []Even
 		events = append(events, event)
 	}
 	return events, gone
+}
+
+// doubts are the events that tell what is unknown now and was not, and the other way round; cleared says that nothing is unknown any more. What turned
+// out to be there is told by its own event; until all that was read has been delivered, nothing else stops being unknown.
+func (r *runner) doubts() (events []Event, cleared bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.files.unknown()
+	event := func(key objectKey, unknown bool) {
+		events = append(events, Event{Cluster: r.cfg.Name, Kind: key.kind, Namespace: key.namespace, Name: key.name, Unknown: unknown})
+	}
+	for key := range now {
+		if !r.unknown[key] {
+			r.unknown[key] = true
+			event(key, true)
+		}
+	}
+	for key := range r.unknown {
+		if now[key] || len(r.unsent) > 0 {
+			continue
+		}
+		delete(r.unknown, key)
+		cleared = len(r.unknown) == 0
+		if _, there := r.delivered[key]; !there {
+			event(key, false)
+		}
+	}
+	slices.SortFunc(events, func(a, b Event) int {
+		return compareKeys(objectKey{a.Kind, a.Namespace, a.Name}, objectKey{b.Kind, b.Namespace, b.Name})
+	})
+	return events, cleared
 }
 
 // identified is a copy of the object with its identity. It has no resourceVersion: only its status changes without its manifest, and

@@ -225,7 +225,7 @@ func (w *world) awaitSynced() {
 func (w *world) neverDeleted(name string) {
 	w.t.Helper()
 	for _, e := range w.events {
-		if e.Name == name && e.Object == nil {
+		if e.Name == name && e.Object == nil && !e.Unknown {
 			w.t.Errorf("%s %s was deleted in between", e.Kind, e.Name)
 		}
 	}

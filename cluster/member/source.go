@@ -30,6 +30,9 @@ type Event struct {
 	Kind            string // GatewayClass, Gateway, HTTPRoute, Service and so on
 	Namespace, Name string
 	Object          Object // nil = deleted
+	// Unknown says, where Object is nil, that it cannot be told whether the object is there: a file that was broken when it was seen first may hold
+	// it. Kind "" stands for all objects that are not there. A later event of the same name ends it.
+	Unknown bool
 }
 
 // Source is a member cluster as a stream of events.

@@ -26,7 +26,8 @@ type tree struct {
 	pending   map[place]pending
 	first     map[place]bool // found by the first look at its directory, and not read yet
 	watched   map[string]bool
-	unwatched []string // found, and to be watched by the caller
+	unwatched []string       // found, and to be watched by the caller
+	blind     map[place]bool // broken since they were seen first, and not remembered: what they held before is unknown
 	memory    *memory
 	good      map[place][]byte // contents without fault that the memory does not have yet; nil = the file is gone
 }
@@ -73,7 +74,7 @@ func newTree(dirs []string, status string, maxFile int64) *tree {
 	t := &tree{
 		memory: &memory{dir: filepath.Join(status, ".last-good")}, good: map[place][]byte{},
 		skip: absolute(status), maxFile: maxFile, inventory: newInventory(), known: map[place]known{}, pending: map[place]pending{},
-		first: map[place]bool{}, watched: map[string]bool{},
+		first: map[place]bool{}, blind: map[place]bool{}, watched: map[string]bool{},
 	}
 	for _, dir := range dirs {
 		t.roots = append(t.roots, &root{path: filepath.Clean(dir)})
@@ -523,10 +524,12 @@ func (t *tree) take(now time.Time, at place, p pending, content []byte, info fs.
 	t.known[at] = stat(info, hash, true)
 	if len(file.problems) > 0 {
 		t.recall(at)
-	} else if !holdsSecret(file) {
-		t.good[at] = content
 	} else {
-		t.good[at] = nil
+		delete(t.blind, at)
+		t.good[at] = content
+		if holdsSecret(file) {
+			t.good[at] = nil
+		}
 	}
 	delete(t.first, at)
 	t.inventory.set(at, file)
@@ -542,7 +545,33 @@ func (t *tree) recall(at place) {
 		before := parseFile(at.path, content)
 		before.problems = nil
 		t.inventory.set(at, before)
+		return
 	}
+	t.blind[at] = true
+}
+
+// unknown are the objects of which nobody can tell whether they are there, and objectKey{} where every object may be: what a file that was broken
+// from the first does not let one see is no proof of absence (D10).
+func (t *tree) unknown() map[objectKey]bool {
+	out := map[objectKey]bool{}
+	for at := range t.blind {
+		file, parsed := t.inventory.files[at]
+		if !parsed || file.opaque {
+			out[objectKey{}] = true
+		}
+		for key := range file.refused {
+			out[key] = true
+			if key.namespace != "" {
+				out[objectKey{kind: "Namespace", name: key.namespace}] = true
+			}
+		}
+	}
+	for key := range out {
+		if _, there := t.inventory.desired[key]; there {
+			delete(out, key)
+		}
+	}
+	return out
 }
 
 // holdsSecret tells whether a file may not be kept elsewhere too.
@@ -563,6 +592,7 @@ func (t *tree) absentFile(now time.Time, at place, p pending) {
 	}
 	delete(t.first, at)
 	delete(t.known, at)
+	delete(t.blind, at)
 	t.good[at] = nil
 	t.inventory.remove(at)
 }

@@ -241,7 +241,7 @@ func (r *replica) leaderID() string { id, _ := r.group.Leader(); return id }
 // build makes the parts that a member of the group has.
 func (r *replica) build() {
 	r.manager = shard.NewManager(shard.Config{
-		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 20}, Want: r.want,
+		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 10}, Want: r.want,
 		Translate: translate.Config{ControllerNames: r.cfg.ControllerNames, Seal: r.key.Seal, Version: r.key.Version, Last: r.last},
 	})
 	r.leader = &shard.Leader{Store: r.db, Proposer: r.group, Weights: r.manager.Weights, Logger: r.log, Now: time.Now,

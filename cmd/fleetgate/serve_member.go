@@ -63,7 +63,7 @@ func (r *replica) follow(ctx context.Context, cluster string) error {
 		out := make([]translate.Event, len(events))
 		var keys []record.Key
 		for i, e := range events {
-			out[i] = translate.Event{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}
+			out[i] = translate.Event{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name, Unknown: e.Unknown}
 			if e.Object != nil {
 				out[i].Object = e.Object
 			}

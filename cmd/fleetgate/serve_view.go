@@ -67,6 +67,11 @@ func (r *replica) viewGroup(v *view) {
 	for _, c := range r.cfg.Clusters {
 		synced := r.manager != nil && r.joined() && r.manager.Synced(c.Name)
 		v.Clusters = append(v.Clusters, memberCluster{Name: c.Name, Synced: synced})
+		if synced {
+			if why := r.manager.Held(c.Name); why != "" {
+				v.Problems = append(v.Problems, problemView{Cluster: c.Name, Object: "member cluster " + c.Name, Message: "deletions held: " + why})
+			}
+		}
 		if src, ok := r.sources[c.Name]; ok {
 			for _, p := range src.Problems() {
 				v.Problems = append(v.Problems, viewProblem(c.Name, p))

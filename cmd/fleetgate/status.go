@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -128,7 +129,7 @@ func where(p problemView) string {
 	}
 	for _, more := range []string{p.Object, p.Field} {
 		if more != "" {
-			s += ", " + more
+			s = strings.TrimPrefix(s+", "+more, ", ")
 		}
 	}
 	return s
