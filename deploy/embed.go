@@ -5,7 +5,7 @@ package deploy
 
 import "embed"
 
-// CRDs is the standard channel of the Gateway API, as its module ships it.
+// CRDs is the standard channel of the Gateway API, as its module ships it, and EnvoyFleet.
 //
 //go:embed crds/*.yaml
 var CRDs embed.FS

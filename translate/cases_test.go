@@ -25,6 +25,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
@@ -92,6 +93,7 @@ func testConfig() Config {
 }
 
 var kinds = map[string]func() Object{
+	"EnvoyFleet":     func() Object { return &v1alpha1.EnvoyFleet{} },
 	"GatewayClass":   func() Object { return &gatewayv1.GatewayClass{} },
 	"Gateway":        func() Object { return &gatewayv1.Gateway{} },
 	"ListenerSet":    func() Object { return &gatewayv1.ListenerSet{} },

@@ -10,6 +10,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
@@ -25,7 +26,7 @@ type identity struct {
 type classFact struct {
 	identity
 	controller string
-	parameters bool
+	parameters *parametersRef
 }
 
 type namespaceFact struct{ labels map[string]string }
@@ -90,7 +91,9 @@ type secretFact struct {
 func factOf(kind string, o Object) any {
 	switch o := o.(type) {
 	case *gatewayv1.GatewayClass:
-		return &classFact{identityOf(kind, o), string(o.Spec.ControllerName), o.Spec.ParametersRef != nil}
+		return &classFact{identityOf(kind, o), string(o.Spec.ControllerName), classParameters(o)}
+	case *v1alpha1.EnvoyFleet:
+		return &fleetFact{o.Spec}
 	case *corev1.Namespace:
 		return &namespaceFact{o.Labels}
 	case *gatewayv1.Gateway:

@@ -29,7 +29,8 @@ func compileGateway(v *view, k record.Key) compiled {
 	if controller != "" && !v.ours(controller) {
 		return compiled{}
 	}
-	out := record.Gateway{Object: f.object, Class: class, Problems: gatewayProblems(f.spec)}
+	out := record.Gateway{Object: f.object, Class: class}
+	out.Infrastructure, out.Problems = compileInfrastructure(v, f)
 	out.Listeners = compileListeners(v, f.object, f)
 	compileGatewayTLS(v, f, &out)
 	if allowed := f.spec.AllowedListeners; allowed != nil && allowed.Namespaces != nil {
@@ -128,26 +129,6 @@ func accepted(reason, message string) record.Problem {
 
 func unresolved(reason, message string) record.Problem {
 	return record.Problem{Condition: "ResolvedRefs", Reason: reason, Message: message, Rule: -1}
-}
-
-// gatewayProblems are those of the Gateway as a whole.
-func gatewayProblems(spec *gatewayv1.GatewaySpec) []record.Problem {
-	var out []record.Problem
-	for _, a := range spec.Addresses {
-		switch {
-		case a.Type != nil && *a.Type != gatewayv1.IPAddressType && *a.Type != gatewayv1.HostnameAddressType:
-			out = append(out, accepted("UnsupportedAddress", fmt.Sprintf("address type %s is not supported: use IPAddress, or remove spec.addresses", *a.Type)))
-		case a.Value != "":
-			out = append(out, record.Problem{
-				Condition: "Programmed", Reason: "AddressNotUsable", Rule: -1,
-				Message: fmt.Sprintf("the address %s cannot be assigned: proxies listen on all their addresses; remove spec.addresses", a.Value),
-			})
-		}
-	}
-	if spec.Infrastructure != nil && spec.Infrastructure.ParametersRef != nil {
-		out = append(out, accepted("InvalidParameters", "spec.infrastructure.parametersRef is not supported: remove it"))
-	}
-	return out
 }
 
 func compileListener(v *view, owner record.Object, l *gatewayv1.Listener) record.Listener {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
@@ -55,7 +56,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 var reached = []string{
 	"class ", "namespace ", "gateway ", "route ", "backend ", "endpoints ", "secret ", "Sealed:", "Missing: true", "Variants:", "refs:",
 	"BackendNotFound", "RefNotPermitted", "InvalidKind", "UnsupportedValue", "IncompatibleFilters", "InvalidCertificateRef", "InvalidRouteKinds",
-	"UnsupportedProtocol", "UnsupportedAddress", "AddressNotUsable", "InvalidParameters", "Pending",
+	"UnsupportedProtocol", "UnsupportedAddress", "InvalidParameters", "Pending",
 	"pathSeparatedPrefix:", "path: /a", "safeRegex:", "queryParameters:", "regexRewrite:", "hostRewriteLiteral:", "redirect:", "portRedirect:", "requestMirrorPolicies:",
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
@@ -113,7 +114,7 @@ func (w *world) edit() {
 }
 
 func (w *world) change() Event {
-	kind := pick(w.r, "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
+	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
 	o := w.make(kind)
 	e := eventOf(kind, o)
 	in := input{kind, e.Namespace, e.Name}
@@ -234,7 +235,9 @@ func (w *world) make(kind string) Object {
 	case *gatewayv1.GatewayClass:
 		o.Namespace = ""
 		o.Spec.ControllerName = gatewayv1.GatewayController(pick(r, "fleetgate.io/gatewayclass-controller", "fleetgate.io/gatewayclass-controller", "example.com/other"))
-		o.Spec.ParametersRef = maybe(r, gatewayv1.ParametersReference{})
+		o.Spec.ParametersRef = maybe(r, gatewayv1.ParametersReference{}, gatewayv1.ParametersReference{Group: v1alpha1.Group, Kind: v1alpha1.Kind, Name: "x", Namespace: new(pick[gatewayv1.Namespace](r, "a", "b"))})
+	case *v1alpha1.EnvoyFleet:
+		o.Spec = v1alpha1.EnvoyFleetSpec{Replicas: maybe[int32](r, 1, 2), Kind: maybe(r, v1alpha1.KindDaemonSet), AccessLog: maybe(r, v1alpha1.AccessLog{Type: v1alpha1.AccessLogJSON})}
 	case *corev1.Namespace:
 		o.Name, o.Namespace = o.Namespace, ""
 		o.Labels = map[string]string{"l": pick(r, "1", "2")}
@@ -290,7 +293,7 @@ func (w *world) gateway(o *gatewayv1.Gateway) {
 		return gatewayv1.GatewaySpecAddress{Type: maybe(r, gatewayv1.IPAddressType, gatewayv1.NamedAddressType), Value: pick(r, "", "192.0.2.1")}
 	})
 	if r.IntN(4) == 0 {
-		o.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{ParametersRef: maybe(r, gatewayv1.LocalParametersReference{})}
+		o.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{ParametersRef: maybe(r, gatewayv1.LocalParametersReference{}, gatewayv1.LocalParametersReference{Group: v1alpha1.Group, Kind: v1alpha1.Kind, Name: "x"})}
 		o.Spec.AllowedListeners = maybe(r, gatewayv1.AllowedListeners{Namespaces: maybe(r, gatewayv1.ListenerNamespaces{From: maybe(r, gatewayv1.NamespacesFromAll, gatewayv1.NamespacesFromSelector)})})
 		o.Spec.TLS = &gatewayv1.GatewayTLSConfig{Backend: maybe(r, gatewayv1.GatewayBackendTLS{ClientCertificateRef: maybe(r, w.certificate())}), Frontend: maybe(r, gatewayv1.FrontendTLSConfig{
 			Default: gatewayv1.TLSConfig{Validation: maybe(r, w.validation())},

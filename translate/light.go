@@ -9,11 +9,8 @@ func compileClass(v *view, k record.Key) compiled {
 		return compiled{}
 	}
 	out := record.Class{Object: f.object, ControllerName: f.controller}
-	if f.parameters {
-		out.Problems = append(out.Problems, record.Problem{
-			Condition: "Accepted", Reason: "InvalidParameters", Rule: -1,
-			Message: "spec.parametersRef is not supported: remove it",
-		})
+	if _, err := v.parameters(f.parameters); err != nil {
+		out.Problems = append(out.Problems, accepted("InvalidParameters", err.Error()))
 	}
 	return compiled{value: out}
 }

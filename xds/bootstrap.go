@@ -18,6 +18,11 @@ type BootstrapConfig struct {
 	AdminPort int
 	// CertFile, KeyFile and CAFile are PEM files; without a CertFile the connection is plain, which no replica accepts outside tests.
 	CertFile, KeyFile, CAFile string
+	// SecretsDir says that the three files are replaced while Envoy runs: it holds the files of SecretFiles, and something in it is renamed whenever the
+	// three have changed (a symbolic link on their way, say). "" = they are read once.
+	SecretsDir string
+	// Collector is host:port of the OTLP collector of access logs, "" = none. Its cluster is called CollectorCluster.
+	Collector, CollectorCluster string
 	// RE2Program is the largest program that a regular expression may become in this Envoy; 0 = RE2Program.
 	RE2Program int
 	// ServerName is the DNS name that the replicas' certificates must carry, and the SNI that is sent.
@@ -46,11 +51,20 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 	if c.RE2Program == 0 {
 		c.RE2Program = RE2Program
 	}
+	clusters := []any{cluster}
+	if c.Collector != "" {
+		collector, err := grpcCluster(c.CollectorCluster, []string{c.Collector})
+		if err != nil {
+			return nil, fmt.Errorf("bootstrap of proxy %q: collector: %w", c.ProxyID, err)
+		}
+		clusters = append(clusters, collector)
+	}
 	out := object{
 		"layered_runtime":       object{"layers": []any{object{"name": "fleetgate", "static_layer": object{"re2.max_program_size.error_level": c.RE2Program}}}},
 		"node":                  object{"id": c.ProxyID, "cluster": c.FleetCluster},
 		"dynamic_resources":     dynamicResources(),
-		"static_resources":      object{"clusters": []any{cluster}},
+		"static_resources":      object{"clusters": clusters},
+		"stats_config":          statsConfig(),
 		"deferred_stat_options": object{"enable_deferred_creation_stats": true},
 	}
 	if admin := adminAddress(c); admin != nil {
@@ -75,6 +89,16 @@ func dynamicResources() object {
 	}
 }
 
+// statsConfig leaves out what a cluster counts about its own workings: about half of its statistics, which nobody looks at one Service at a time. What is left
+// is requests, connections and members.
+func statsConfig() object {
+	var patterns []any
+	for _, part := range []string{".circuit_breakers.", ".lb_", ".assignment_", ".upstream_flow_control_", ".upstream_cx_http", ".upstream_internal_", ".retry_or_shadow_", ".bind_errors", ".original_dst_", ".max_host_weight"} {
+		patterns = append(patterns, object{"contains": part})
+	}
+	return object{"stats_matcher": object{"exclusion_list": object{"patterns": patterns}}}
+}
+
 func adminAddress(c BootstrapConfig) object {
 	switch {
 	case c.AdminPath != "":
@@ -91,7 +115,16 @@ func socket(host string, port int) object {
 }
 
 func xdsCluster(c BootstrapConfig) (object, error) {
-	endpoints, static, err := xdsEndpoints(c.XDSAddresses)
+	out, err := grpcCluster("xds", c.XDSAddresses)
+	if err == nil && c.CertFile != "" {
+		out["transport_socket"] = tlsSocket(c)
+	}
+	return out, err
+}
+
+// grpcCluster reaches gRPC servers.
+func grpcCluster(name string, addresses []string) (object, error) {
+	endpoints, static, err := grpcEndpoints(addresses)
 	if err != nil {
 		return nil, err
 	}
@@ -99,36 +132,32 @@ func xdsCluster(c BootstrapConfig) (object, error) {
 	if static {
 		kind = "STATIC"
 	}
-	out := object{
-		"name": "xds", "type": kind, "connect_timeout": "1s", "lb_policy": "ROUND_ROBIN",
-		"load_assignment": object{"cluster_name": "xds", "endpoints": []any{object{"lb_endpoints": endpoints}}},
+	return object{
+		"name": name, "type": kind, "connect_timeout": "1s", "lb_policy": "ROUND_ROBIN",
+		"load_assignment": object{"cluster_name": name, "endpoints": []any{object{"lb_endpoints": endpoints}}},
 		"typed_extension_protocol_options": object{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": object{
 			"@type": typeHTTPOptions,
 			"explicit_http_config": object{"http2_protocol_options": object{
 				"connection_keepalive": object{"interval": "30s", "timeout": "5s"},
 			}},
 		}},
-	}
-	if c.CertFile != "" {
-		out["transport_socket"] = tlsSocket(c)
-	}
-	return out, nil
+	}, nil
 }
 
-// xdsEndpoints also tells whether all addresses are IP addresses.
-func xdsEndpoints(addresses []string) (endpoints []any, static bool, err error) {
+// grpcEndpoints also tells whether all addresses are IP addresses.
+func grpcEndpoints(addresses []string) (endpoints []any, static bool, err error) {
 	if len(addresses) == 0 {
-		return nil, false, fmt.Errorf("no xDS address: give at least one host:port of a replica")
+		return nil, false, fmt.Errorf("no address: give at least one host:port")
 	}
 	static = true
 	for _, a := range addresses {
 		host, text, err := net.SplitHostPort(a)
 		if err != nil {
-			return nil, false, fmt.Errorf("xDS address %q: %w: write it as host:port", a, err)
+			return nil, false, fmt.Errorf("address %q: %w: write it as host:port", a, err)
 		}
 		port, err := strconv.ParseUint(text, 10, 16)
 		if err != nil || port == 0 {
-			return nil, false, fmt.Errorf("xDS address %q: port %q is no number from 1 to 65535", a, text)
+			return nil, false, fmt.Errorf("address %q: port %q is no number from 1 to 65535", a, text)
 		}
 		static = static && net.ParseIP(host) != nil
 		endpoints = append(endpoints, object{"endpoint": object{"address": socket(host, int(port))}})
@@ -137,19 +166,22 @@ func xdsEndpoints(addresses []string) (endpoints []any, static bool, err error) 
 }
 
 func tlsSocket(c BootstrapConfig) object {
-	validation := object{"trusted_ca": object{"filename": c.CAFile}}
+	validation := object{}
 	if c.ServerName != "" {
 		validation["match_typed_subject_alt_names"] = []any{object{"san_type": "DNS", "matcher": object{"exact": c.ServerName}}}
 	}
-	context := object{
-		"@type": typeUpstreamTLS,
-		"common_tls_context": object{
-			"tls_params":         object{"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-			"tls_certificates":   []any{object{"certificate_chain": object{"filename": c.CertFile}, "private_key": object{"filename": c.KeyFile}}},
-			"validation_context": validation,
-			"alpn_protocols":     []any{"h2"},
-		},
+	common := object{
+		"tls_params":     object{"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+		"alpn_protocols": []any{"h2"},
 	}
+	if c.SecretsDir != "" {
+		common["tls_certificate_sds_secret_configs"] = []any{fileSecret(c.SecretsDir, identitySecret)}
+		common["combined_validation_context"] = object{"default_validation_context": validation, "validation_context_sds_secret_config": fileSecret(c.SecretsDir, trustSecret)}
+	} else {
+		validation["trusted_ca"] = object{"filename": c.CAFile}
+		common["tls_certificates"], common["validation_context"] = []any{c.certificate()}, validation
+	}
+	context := object{"@type": typeUpstreamTLS, "common_tls_context": common}
 	if c.ServerName != "" {
 		context["sni"] = c.ServerName
 	}

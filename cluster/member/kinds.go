@@ -10,6 +10,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 )
 
 // GatewayGroup is the API group of the Gateway API.
@@ -39,6 +41,7 @@ func (k *kind) apiVersion() string {
 // kinds are in the order in which events of one scan are delivered: what others refer to comes first.
 var kinds = []*kind{
 	builtin("Namespace", "", "v1", func() Object { return &corev1.Namespace{} }).named(validation.NameIsDNSLabel).clusterScoped(),
+	envoyFleet(),
 	crd("GatewayClass", "gatewayclasses", func() Object { return &gatewayv1.GatewayClass{} }).clusterScoped(),
 	crd("ReferenceGrant", "referencegrants", func() Object { return &gatewayv1.ReferenceGrant{} }),
 	builtin("ConfigMap", "", "v1", func() Object { return &corev1.ConfigMap{} }).checked(checkConfigMap),
@@ -76,6 +79,13 @@ func builtin(name, group, version string, new func() Object) *kind {
 func crd(name, file string, new func() Object) *kind {
 	k := builtin(name, GatewayGroup, "v1", new)
 	k.crd = "crds/" + GatewayGroup + "_" + file + ".yaml"
+	return k
+}
+
+// envoyFleet is the one kind of our own.
+func envoyFleet() *kind {
+	k := builtin(v1alpha1.Kind, v1alpha1.Group, v1alpha1.Version, func() Object { return &v1alpha1.EnvoyFleet{} })
+	k.crd = "crds/" + v1alpha1.Group + "_" + v1alpha1.Resource + ".yaml"
 	return k
 }
 

@@ -44,22 +44,18 @@ func (c Convergence) condition(kind string, generation int64) metav1.Condition {
 	return out
 }
 
-// Gateway composes a Gateway's status from what is committed and how far its fleet is.
-func Gateway(s assemble.GatewayStatus, addresses []string, c Convergence, now metav1.Time, present gatewayv1.GatewayStatus) gatewayv1.GatewayStatus {
+// Gateway composes a Gateway's status from what is committed, at what its fleet is reached, and how far it is.
+func Gateway(s assemble.GatewayStatus, r Reach, c Convergence, now metav1.Time, present gatewayv1.GatewayStatus) gatewayv1.GatewayStatus {
+	out := gatewayv1.GatewayStatus{Addresses: r.addresses(s.Requested)}
 	programmed := c.condition(string(gatewayv1.GatewayConditionProgrammed), s.Object.Generation)
+	reason, message := r.obstacle(s.Requested)
 	if !s.Valid {
-		programmed.Status, programmed.Reason, programmed.Message = metav1.ConditionFalse, string(gatewayv1.GatewayReasonInvalid), "no listener of this Gateway can be served; see the listeners' conditions"
+		reason, message = string(gatewayv1.GatewayReasonInvalid), "no listener of this Gateway can be served; see the listeners' conditions"
 	}
-	out := gatewayv1.GatewayStatus{}
-	for _, a := range addresses {
-		kind := gatewayv1.IPAddressType
-		out.Addresses = append(out.Addresses, gatewayv1.GatewayStatusAddress{Type: &kind, Value: a})
+	if reason != "" { // decides it before any proxy does
+		programmed.Status, programmed.Reason, programmed.Message = metav1.ConditionFalse, reason, message
 	}
-	conditions := slices.Clone(s.Conditions)
-	if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == programmed.Type }) { // an address that cannot be had decides it before any proxy does
-		conditions = append(conditions, programmed)
-	}
-	out.Conditions = merge(present.Conditions, conditions, now)
+	out.Conditions = merge(present.Conditions, append(slices.Clone(s.Conditions), programmed), now)
 	if s.AttachedListenerSets > 0 {
 		out.AttachedListenerSets = &s.AttachedListenerSets
 	}

@@ -48,7 +48,7 @@ func (w *world) ListenerSet(record.Key) (assemble.ListenerSetStatus, bool) {
 	return assemble.ListenerSetStatus{}, false
 }
 func (w *world) Class(record.Key) (assemble.ClassStatus, bool) { return assemble.ClassStatus{}, false }
-func (w *world) Addresses(string) []string                     { return nil }
+func (w *world) Reach(record.Key) Reach                        { return Reach{} }
 func (w *world) Source(cluster string) member.Source {
 	if cluster == "hangs" {
 		return hangs{}
@@ -312,7 +312,7 @@ func TestTransitionTimeStaysWhileTheStatusDoes(t *testing.T) {
 
 func TestGatewayWithoutAServableListenerIsInvalidWhateverProxiesSay(t *testing.T) {
 	s := assemble.GatewayStatus{Object: record.Object{Generation: 3}, Listeners: []gatewayv1.ListenerStatus{{Name: "a", Conditions: []metav1.Condition{{Type: "Accepted", Status: "False"}, {Type: "Programmed", Status: "False", Reason: "Invalid"}}}}}
-	got := Gateway(s, []string{"127.0.0.1"}, Convergence{Counted: 1, Acked: 1}, metav1.Now(), gatewayv1.GatewayStatus{})
+	got := Gateway(s, Reach{Addresses: []string{"127.0.0.1"}}, Convergence{Counted: 1, Acked: 1}, metav1.Now(), gatewayv1.GatewayStatus{})
 	if c := got.Conditions[0]; c.Status != "False" || c.Reason != "Invalid" || c.ObservedGeneration != 3 {
 		t.Errorf("%+v", c)
 	}

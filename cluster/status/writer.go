@@ -36,7 +36,8 @@ type Facts interface {
 	// Reached is the index up to which every proxy of a fleet that counts has ACKed what it was sent (0 where none counts, the highest number where
 	// all have ACKed all), and whether one of them rejects something. It is asked once for a fleet in each pass, however many objects wait for it.
 	Reached(fleet string) (index uint64, rejects bool)
-	Addresses(cluster string) []string
+	// Reach tells at what a Gateway is reached.
+	Reach(gateway record.Key) Reach
 	Source(cluster string) member.Source
 }
 
@@ -291,7 +292,7 @@ func (w *Writer) gateway(k record.Key) (composed, bool) {
 	out := composed{object: s.Object, rejected: c.Rejected != "", with: func(present []byte, now metav1.Time) (any, error) {
 		var p gatewayv1.GatewayStatus
 		err := json.Unmarshal(present, &p)
-		return Gateway(s, w.Facts.Addresses(k.Cluster), c, now, p), err
+		return Gateway(s, w.Facts.Reach(k), c, now, p), err
 	}}
 	if s.Valid && !c.Live() {
 		out.waits = []wait{{fleet, s.Index}}

@@ -69,6 +69,10 @@ type Identity struct {
 type Fleet struct {
 	Name    string // record.FleetName
 	Proxies []string
+	// Provisioned says that we run the fleet: then no proxy counts but these, even if there is none, and the fields below hold.
+	Provisioned bool     `json:",omitempty"`
+	Addresses   []string `json:",omitempty"` // at which it is reached
+	Problem     string   `json:",omitempty"` // why it is not as it should be, with what to do
 }
 
 // Pin keeps a record at its previous content because proxies rejected Hash.

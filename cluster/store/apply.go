@@ -395,7 +395,7 @@ func (st *step) replica(r Replica) error {
 
 func (st *step) fleet(f Fleet) error {
 	st.event.FleetMoved = true
-	if len(f.Proxies) == 0 {
+	if len(f.Proxies) == 0 && !f.Provisioned {
 		delete(st.m.fleets, f.Name)
 		return st.write(bucketFleets, []byte(f.Name), nil)
 	}

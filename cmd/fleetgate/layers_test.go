@@ -20,9 +20,9 @@ var internal = map[string][]string{
 	"cluster/status": {"cluster/member", "translate/assemble", "translate/record"},
 	"cluster/group":  {"cluster/pki", "cluster/store"},
 	// member hashes objects as records are hashed, and reads the CRDs that an installation consists of.
-	"cluster/member/kube":    {"cluster/member"},
-	"cluster/member":         {"cluster/store", "deploy", "translate/record"},
-	"translate":              {"translate/envoy", "translate/record"},
+	"cluster/member/kube":    {"cluster/fleet/v1alpha1", "cluster/member"},
+	"cluster/member":         {"cluster/fleet/v1alpha1", "cluster/store", "deploy", "translate/record"},
+	"translate":              {"cluster/fleet/v1alpha1", "translate/envoy", "translate/record"},
 	"translate/assemble":     {"translate/envoy", "translate/record"},
 	"translate/envoy":        {},
 	"translate/record":       {},

@@ -448,13 +448,21 @@ func (r *replica) catchUp(ctx context.Context, _ string) error {
 // Converged tells how far a fleet is.
 func (r *replica) Converged(fleet string, index uint64, part record.Key) status.Convergence {
 	row, _ := r.db.Fleet(fleet)
-	return r.acks.converged(fleet, r.pipe.due(fleet, index), part, row.Proxies)
+	return r.acks.converged(fleet, r.pipe.due(fleet, index), part, counts(row))
+}
+
+// counts are the proxies that count, nil = those seen lately.
+func counts(row store.Fleet) []string {
+	if row.Provisioned && row.Proxies == nil {
+		return []string{}
+	}
+	return row.Proxies
 }
 
 // Reached tells how far a whole fleet is: beyond its last change there is nothing to ACK.
 func (r *replica) Reached(fleet string) (uint64, bool) {
 	row, _ := r.db.Fleet(fleet)
-	index, rejects := r.acks.reached(fleet, row.Proxies)
+	index, rejects := r.acks.reached(fleet, counts(row))
 	if index >= r.pipe.due(fleet, math.MaxUint64) && index > 0 {
 		index = math.MaxUint64
 	}
@@ -467,8 +475,16 @@ func (r *replica) Gateway(k record.Key) (assemble.GatewayStatus, bool) { return 
 // Route passes on what is assembled.
 func (r *replica) Route(k record.Key) (assemble.RouteStatus, bool) { return r.pipe.Route(k) }
 
-// Addresses are what Gateways of a cluster are reached at.
-func (r *replica) Addresses(cluster string) []string {
+// Reach is what a Gateway is reached at: what its fleet's row says where the fleet is provisioned, else what the cluster's configuration says.
+func (r *replica) Reach(gateway record.Key) status.Reach {
+	if row, ok := r.db.Fleet(record.FleetName(gateway.Cluster, gateway.Namespace, gateway.Name)); ok && row.Provisioned {
+		return status.Reach{Addresses: row.Addresses, Provisioned: true, Problem: row.Problem}
+	}
+	return status.Reach{Addresses: r.addresses(gateway.Cluster)}
+}
+
+// addresses are what Gateways of a cluster are reached at where it has no fleets of its own.
+func (r *replica) addresses(cluster string) []string {
 	for _, c := range r.cfg.Clusters {
 		if c.Name == cluster {
 			return c.Addresses

@@ -86,6 +86,7 @@ type GatewayStatus struct {
 	Listeners  []gatewayv1.ListenerStatus
 	// AttachedListenerSets counts the ListenerSets that are accepted.
 	AttachedListenerSets int32
+	Requested            []string // addresses that it asks for
 	Ports                []int32
 	// Listener facts for a view, in the order of Listeners; Ports above are those of ListenerSets too.
 	Hostnames     []string

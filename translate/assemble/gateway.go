@@ -292,7 +292,7 @@ func (l *listener) secretNames() []string {
 }
 
 func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) {
-	hcm, err := envoy.HTTPConnectionManager(fmt.Sprintf("%s_%d", l.Protocol, l.Port), configName(g.fleet, l), c.AccessLog)
+	hcm, err := envoy.HTTPConnectionManager(fmt.Sprintf("%s_%d", l.Protocol, l.Port), configName(g.fleet, l), g.accessLog(c))
 	if err != nil {
 		return nil, err
 	}

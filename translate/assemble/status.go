@@ -40,6 +40,7 @@ func gatewayStatus(g *gateway) GatewayStatus {
 		Class:     g.record.Class,
 		Index:     g.index,
 		Pending:   g.live.pending,
+		Requested: g.requested(),
 		Listeners: []gatewayv1.ListenerStatus{},
 	}
 	any := false

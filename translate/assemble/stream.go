@@ -194,7 +194,7 @@ func (g *gateway) streamChains(c Config, l *listener, out *Resource) ([]*listene
 		if l.terminates() {
 			tls = envoy.DownstreamTLS(l.Secrets, nil)
 		}
-		chain, err := envoy.StreamChain(l.id+"/"+st.domain, names, tls, st.name, c.AccessLog)
+		chain, err := envoy.StreamChain(l.id+"/"+st.domain, names, tls, st.name, g.accessLog(c))
 		if err != nil {
 			return nil, err
 		}

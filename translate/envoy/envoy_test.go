@@ -74,7 +74,7 @@ func TestHeaderValueIsNotAFormat(t *testing.T) {
 
 // TestListenerBytesAreFrozen: any change of these bytes drops every connection of every fleet at the upgrade that brings it. Change the sum only on purpose.
 func TestListenerBytesAreFrozen(t *testing.T) {
-	hcm, err := HTTPConnectionManager("p", "rc", "/dev/stdout")
+	hcm, err := HTTPConnectionManager("p", "rc", AccessLog{Path: Stdout})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestListenerBytesAreFrozen(t *testing.T) {
 	}{
 		{"plain", must(Listener("l", "", 80, false, nil, plain))(t), "602b7df15a18c663"},
 		{"tls", must(Listener("l", "", 443, true, []*listenerv3.FilterChain{tls}, nil))(t), "d9cf774114aa298a"},
-		{"tcp", must(Listener("l", "", 9000, false, nil, must(StreamChain("tcp", nil, nil, "c", ""))(t)))(t), "d87257cb359daaf3"},
+		{"tcp", must(Listener("l", "", 9000, false, nil, must(StreamChain("tcp", nil, nil, "c", AccessLog{}))(t)))(t), "d87257cb359daaf3"},
 		{"udp", must(DatagramListener("l", "", 53, "c"))(t), "e7896413e96b43de"},
 	} {
 		if got := sum(must(Marshal(c.l))(t)); got != c.want {

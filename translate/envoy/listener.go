@@ -1,11 +1,8 @@
 package envoy
 
 import (
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	fileaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
-	streamaccessv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
@@ -19,10 +16,6 @@ const tlsSocket = "envoy.transport_sockets.tls"
 
 // AnyAddress is the address on which listeners listen unless told otherwise.
 const AnyAddress = "0.0.0.0"
-
-// accessFormat names the Envoy route, and with it the Kubernetes object, of each request.
-const accessFormat = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% " +
-	"%DURATION%ms %REQ(:AUTHORITY)% -> %UPSTREAM_HOST% %ROUTE_NAME%\n"
 
 // Listener makes a TCP listener on address ("" = AnyAddress) and port. tls says that the port serves TLS: it then always carries the TLS inspector,
 // whatever its chains are at the moment, because a change of any listener-level field drops every connection of the listener
@@ -125,8 +118,8 @@ func DownstreamTLS(secrets []string, clients *Clients, protocols ...string) *tls
 }
 
 // HTTPConnectionManager routes by the named RouteConfiguration from RDS. Its bytes are constant for given arguments: all that routes
-// need is either in here from the start (cors, websocket) or set for each route. accessLog is a file, "/dev/stdout", or "" for none.
-func HTTPConnectionManager(statPrefix, routeConfig, accessLog string) (*hcmv3.HttpConnectionManager, error) {
+// need is either in here from the start (cors, websocket) or set for each route.
+func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog) (*hcmv3.HttpConnectionManager, error) {
 	filters, err := httpFilters()
 	if err != nil {
 		return nil, err
@@ -169,28 +162,4 @@ func httpFilters() ([]*hcmv3.HttpFilter, error) {
 		out = append(out, &hcmv3.HttpFilter{Name: f.name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}})
 	}
 	return out, nil
-}
-
-// accessLogs uses the stream logger for standard output: opening /dev/stdout as a file fails where it is a socket or belongs to another user.
-func accessLogs(path, text string) ([]*accesslogv3.AccessLog, error) {
-	if path == "" {
-		return nil, nil
-	}
-	format := &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
-		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}},
-	}}
-	name, config := "envoy.access_loggers.file", proto.Message(&fileaccessv3.FileAccessLog{
-		Path:            path,
-		AccessLogFormat: &fileaccessv3.FileAccessLog_LogFormat{LogFormat: format},
-	})
-	if path == "/dev/stdout" {
-		name, config = "envoy.access_loggers.stdout", &streamaccessv3.StdoutAccessLog{
-			AccessLogFormat: &streamaccessv3.StdoutAccessLog_LogFormat{LogFormat: format},
-		}
-	}
-	packed, err := Any(config)
-	if err != nil {
-		return nil, err
-	}
-	return []*accesslogv3.AccessLog{{Name: name, ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: packed}}}, nil
 }

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 // TestRealEnvoyAccepts lets the real binary check what the constructors make.
 func TestRealEnvoyAccepts(t *testing.T) {
 	binary := realEnvoy(t)
-	hcm := must(HTTPConnectionManager("p", "rc", "/dev/stdout"))(t)
+	hcm := must(HTTPConnectionManager("p", "rc", AccessLog{Path: Stdout}))(t)
 	chain := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, nil, hcm))(t)
 	fallback := must(HTTPSChain("any", nil, []string{"s"}, &Clients{Trust: "t"}, hcm))(t)
 	b := &bootstrapv3.Bootstrap{
@@ -30,13 +31,16 @@ func TestRealEnvoyAccepts(t *testing.T) {
 		}},
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Listeners: []*listenerv3.Listener{
+				logging(t, 10085, AccessLog{Path: Stdout, Format: "%PROTOCOL%\n"}), logging(t, 10082, AccessLog{Path: Stdout, JSON: true}),
+				logging(t, 10083, AccessLog{Path: "access.log", JSON: true, Fields: map[string]string{"code": "%RESPONSE_CODE%"}}), logging(t, 10084, AccessLog{Collector: true}),
 				must(Listener("plain", "", 10080, false, nil, must(HTTPChain("http", hcm))(t)))(t),
-				must(Listener("tcp", "", 10081, false, nil, must(StreamChain("tcp", nil, nil, "stream", "/dev/stdout"))(t)))(t),
+				must(Listener("tcp", "", 10081, false, nil, must(StreamChain("tcp", nil, nil, "stream", AccessLog{Path: Stdout}))(t)))(t),
 				must(DatagramListener("udp", "", 10053, "stream"))(t),
 				must(Listener("tls", "127.0.0.1", 10443, true, []*listenerv3.FilterChain{chain}, fallback))(t),
 			},
 			Clusters: []*clusterv3.Cluster{
 				StreamCluster("stream"), must(Cluster("auto", false))(t), must(Cluster("h2", true))(t),
+				must(Cluster(CollectorCluster, true))(t),
 				{Name: "xds", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 					LoadAssignment: LoadAssignment("xds", []Endpoint{{"127.0.0.1", 1}}), TypedExtensionProtocolOptions: must(Cluster("h2", true))(t).TypedExtensionProtocolOptions},
 			},
@@ -49,6 +53,11 @@ func TestRealEnvoyAccepts(t *testing.T) {
 	if out, err := exec.Command(binary, "--mode", "validate", "--disable-hot-restart", "-l", "warn", "-c", file).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+}
+
+func logging(t *testing.T, port int32, log AccessLog) *listenerv3.Listener {
+	hcm := must(HTTPConnectionManager("p", "rc", log))(t)
+	return must(Listener(fmt.Sprint(port), "", port, false, nil, must(HTTPChain("http", hcm))(t)))(t)
 }
 
 // realEnvoy finds the real binary; without it what these tests are for would go untested.

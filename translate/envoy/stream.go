@@ -108,7 +108,7 @@ func mustGroup(e Endpoint) []byte {
 }
 
 // StreamChain is a filter chain that forwards connections to a cluster: those with one of the server names (none = all), after terminating TLS if tls is not nil.
-func StreamChain(name string, serverNames []string, tls *tlsv3.DownstreamTlsContext, cluster, accessLog string) (*listenerv3.FilterChain, error) {
+func StreamChain(name string, serverNames []string, tls *tlsv3.DownstreamTlsContext, cluster string, accessLog AccessLog) (*listenerv3.FilterChain, error) {
 	logs, err := accessLogs(accessLog, streamFormat)
 	if err != nil {
 		return nil, err

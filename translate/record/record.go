@@ -87,6 +87,24 @@ type Gateway struct {
 	// Client is the SDS name of the certificate that the Gateway shows to backends which it reaches by TLS, "" = none; ClientKey is its record.
 	Client    string `json:",omitempty"`
 	ClientKey *Key   `json:",omitempty"`
+	// Infrastructure is what the Gateway asks of its fleet, nil = nothing.
+	Infrastructure *Infrastructure `json:",omitempty"`
+}
+
+// Infrastructure is what a Gateway and its class ask of the fleet that runs it.
+type Infrastructure struct {
+	Labels, Annotations map[string]string `json:",omitempty"` // of everything that the fleet consists of
+	Addresses           []string          `json:",omitempty"` // that the Gateway asks to be reached at
+	Parameters          string            `json:",omitempty"` // JSON of the EnvoyFleetSpec, the class's and the Gateway's merged; "" = all defaults
+	Invalid             bool              `json:",omitempty"` // the parameters are wrong: the fleet stays as it is
+	AccessLog           *AccessLog        `json:",omitempty"` // nil = the installation's
+}
+
+// AccessLog is the access log of a fleet's HTTP listeners.
+type AccessLog struct {
+	Type   string            // Text, JSON, OTLP, Off
+	Format string            `json:",omitempty"` // of Text, "" = our own
+	Fields map[string]string `json:",omitempty"` // of JSON and OTLP, none = our own
 }
 
 // Frontend says on which ports clients must show certificates.

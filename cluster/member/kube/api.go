@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 )
 
 // api is one API server, reached over one HTTP client.
@@ -142,7 +144,7 @@ func (a *api) served(ctx context.Context) (map[*kind]string, error) {
 	failed := map[schema.GroupVersion]bool{}
 	var errs []error
 	for gv := range a.typed {
-		if !slices.Contains([]string{gatewayGroup, experimentalGroup}, gv.Group) {
+		if !slices.Contains([]string{gatewayGroup, experimentalGroup, v1alpha1.Group}, gv.Group) {
 			continue
 		}
 		list, err := a.resources(ctx, gv)

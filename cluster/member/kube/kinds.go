@@ -12,6 +12,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
@@ -48,6 +49,7 @@ type kind struct {
 var kinds = []*kind{
 	{name: kindCRD, resource: "customresourcedefinitions", group: crdGroup, versions: []string{"v1"}, metadata: true, trim: trimDefinition},
 	{name: "Namespace", resource: "namespaces", versions: []string{"v1"}, metadata: true, guarded: true},
+	envoyFleet(),
 	custom("GatewayClass", "gatewayclasses", &gatewayv1.GatewayClass{}, &gatewayv1.GatewayClassList{}, "v1beta1").clusterScoped().withStatus(),
 	custom("ReferenceGrant", "referencegrants", &gatewayv1.ReferenceGrant{}, &gatewayv1.ReferenceGrantList{}, "v1beta1"),
 	core("ConfigMap", "configmaps", &corev1.ConfigMap{}, &corev1.ConfigMapList{}).read(),
@@ -94,6 +96,13 @@ func custom(name, resource string, object member.Object, list runtime.Object, ol
 	k := core(name, resource, object, list)
 	k.group, k.custom, k.guarded = gatewayGroup, true, true
 	k.versions = append(k.versions, older...)
+	return k
+}
+
+// envoyFleet is the one kind of our own.
+func envoyFleet() *kind {
+	k := custom(v1alpha1.Kind, v1alpha1.Resource, &v1alpha1.EnvoyFleet{}, &v1alpha1.EnvoyFleetList{})
+	k.group, k.versions = v1alpha1.Group, []string{v1alpha1.Version}
 	return k
 }
 

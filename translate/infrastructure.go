@@ -1,0 +1,121 @@
+package translate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// fleetFact is an EnvoyFleet.
+type fleetFact struct{ spec v1alpha1.EnvoyFleetSpec }
+
+// parametersRef names an EnvoyFleet, or something that is none.
+type parametersRef struct{ group, kind, namespace, name string }
+
+func classParameters(c *gatewayv1.GatewayClass) *parametersRef {
+	p := c.Spec.ParametersRef
+	if p == nil {
+		return nil
+	}
+	return &parametersRef{string(p.Group), string(p.Kind), string(value(p.Namespace)), p.Name}
+}
+
+func gatewayParameters(g *gatewayFact) *parametersRef {
+	if g.spec.Infrastructure == nil || g.spec.Infrastructure.ParametersRef == nil {
+		return nil
+	}
+	p := g.spec.Infrastructure.ParametersRef
+	return &parametersRef{string(p.Group), string(p.Kind), g.object.Namespace, p.Name}
+}
+
+// parameters reads the EnvoyFleet that a reference names; nothing is asked for where there is no reference. The error ends with what to do.
+func (v *view) parameters(ref *parametersRef) (v1alpha1.EnvoyFleetSpec, error) {
+	if ref == nil {
+		return v1alpha1.EnvoyFleetSpec{}, nil
+	}
+	if ref.group != v1alpha1.Group || ref.kind != v1alpha1.Kind {
+		return v1alpha1.EnvoyFleetSpec{}, fmt.Errorf("parametersRef names a %s of group %q: name an %s of group %s", ref.kind, ref.group, v1alpha1.Kind, v1alpha1.Group)
+	}
+	if ref.namespace == "" {
+		return v1alpha1.EnvoyFleetSpec{}, fmt.Errorf("parametersRef names no namespace: name that of the %s %q", v1alpha1.Kind, ref.name)
+	}
+	f := fact[fleetFact](v, v1alpha1.Kind, ref.namespace, ref.name)
+	if f == nil {
+		return v1alpha1.EnvoyFleetSpec{}, fmt.Errorf("there is no %s %s/%s: create it, or name another in parametersRef", v1alpha1.Kind, ref.namespace, ref.name)
+	}
+	if err := f.spec.Validate(); err != nil {
+		return v1alpha1.EnvoyFleetSpec{}, fmt.Errorf("%s %s/%s: %w", v1alpha1.Kind, ref.namespace, ref.name, err)
+	}
+	return f.spec, nil
+}
+
+// compileInfrastructure gives what a Gateway asks of its fleet, nil = nothing. Parameters that are wrong are left out, and said: the fleet then stays as it is.
+func compileInfrastructure(v *view, g *gatewayFact) (*record.Infrastructure, []record.Problem) {
+	out := &record.Infrastructure{}
+	problems := askedAddresses(g.spec, out)
+	if i := g.spec.Infrastructure; i != nil {
+		out.Labels, out.Annotations = plainMap(i.Labels), plainMap(i.Annotations)
+	}
+	var class *parametersRef
+	if c := fact[classFact](v, "GatewayClass", "", string(g.spec.GatewayClassName)); c != nil {
+		class = c.parameters
+	}
+	base, classErr := v.parameters(class)
+	over, err := v.parameters(gatewayParameters(g))
+	merged := v1alpha1.Merge(base, over)
+	if classErr != nil {
+		classErr = fmt.Errorf("GatewayClass %s: %w", g.spec.GatewayClassName, classErr)
+	}
+	if err = errors.Join(classErr, err); err == nil {
+		err = merged.Validate()
+	}
+	text, failed := json.Marshal(merged)
+	if err = errors.Join(err, failed); err != nil {
+		out.Invalid, problems = true, append(problems, accepted("InvalidParameters", err.Error()))
+	} else if string(text) != "{}" {
+		out.Parameters, out.AccessLog = string(text), accessLog(merged.AccessLog)
+	}
+	if reflect.ValueOf(*out).IsZero() {
+		return nil, problems
+	}
+	return out, problems
+}
+
+// askedAddresses takes over the addresses that a Gateway asks for. Whether they can be had shows where the fleet runs.
+func askedAddresses(spec *gatewayv1.GatewaySpec, out *record.Infrastructure) []record.Problem {
+	var problems []record.Problem
+	for _, a := range spec.Addresses {
+		switch {
+		case a.Type != nil && *a.Type != gatewayv1.IPAddressType && *a.Type != gatewayv1.HostnameAddressType:
+			problems = append(problems, accepted("UnsupportedAddress", fmt.Sprintf("address type %s is not supported: use IPAddress or Hostname, or remove it from spec.addresses", *a.Type)))
+		case a.Value != "":
+			out.Addresses = append(out.Addresses, a.Value)
+		}
+	}
+	return problems
+}
+
+func plainMap[K, V ~string](in map[K]V) map[string]string {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(in))
+	for k, v := range maps.All(in) {
+		out[string(k)] = string(v)
+	}
+	return out
+}
+
+func accessLog(l *v1alpha1.AccessLog) *record.AccessLog {
+	if l == nil {
+		return nil
+	}
+	return &record.AccessLog{Type: l.Type, Format: value(l.Format), Fields: l.Fields}
+}
