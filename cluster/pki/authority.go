@@ -28,19 +28,28 @@ const (
 // speaks for whichever replica it is given to.
 func ReplicaURI(pod string) string { return "spiffe://fleetgate/replica/" + pod }
 
-// Authority is a certificate authority in two files, for `fleetgate dev` and tests.
+// Authority is a certificate authority in two files.
 type Authority struct {
-	dir, name string
-	cert      *x509.Certificate
-	key       *ecdsa.PrivateKey
+	certFile, keyFile string
+	cert              *x509.Certificate
+	key               *ecdsa.PrivateKey
+}
+
+// OpenAuthority loads an authority from its two PEM files.
+func OpenAuthority(certFile, keyFile string) (*Authority, error) {
+	a := &Authority{certFile: certFile, keyFile: keyFile}
+	if err := a.load(); err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	return a, nil
 }
 
 // NewAuthority loads the authority called name from dir, or makes it there.
 func NewAuthority(dir, name string) (*Authority, error) {
-	a := &Authority{dir: dir, name: name}
+	a := &Authority{certFile: filepath.Join(dir, name+"-ca.crt"), keyFile: filepath.Join(dir, name+"-ca.key")}
 	err := a.load()
 	if errors.Is(err, fs.ErrNotExist) {
-		err = a.create()
+		err = a.create(name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority %q in %s: %w", name, dir, err)
@@ -49,9 +58,23 @@ func NewAuthority(dir, name string) (*Authority, error) {
 }
 
 // CertFile is the file that those who trust the authority are given.
-func (a *Authority) CertFile() string { return filepath.Join(a.dir, a.name+"-ca.crt") }
+func (a *Authority) CertFile() string { return a.certFile }
 
-func (a *Authority) keyFile() string { return filepath.Join(a.dir, a.name+"-ca.key") }
+// Sign makes a PEM certificate of a client: whose key it is, who it is, and from when until when.
+func (a *Authority) Sign(key any, who *url.URL, from, until time.Time) ([]byte, error) {
+	t, err := template("", 0)
+	if err != nil {
+		return nil, fmt.Errorf("signing a certificate for %s: %w", who, err)
+	}
+	t.NotBefore, t.NotAfter, t.URIs = from, until, []*url.URL{who}
+	t.Subject = pkix.Name{Organization: []string{"Fleetgate"}} // a name there would be one more that could be believed
+	t.KeyUsage, t.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	raw, err := x509.CreateCertificate(rand.Reader, t, a.cert, key, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("signing a certificate for %s: %w", who, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}), nil
+}
 
 // Issue writes a new certificate and key for name into dir and returns their files. hosts are DNS names and IP addresses, uris are URI SANs;
 // client and server say what it may be used as. Both files are replaced by rename, key first.
@@ -121,11 +144,11 @@ func template(name string, life time.Duration) (*x509.Certificate, error) {
 	}, nil
 }
 
-func (a *Authority) create() error {
-	if err := os.MkdirAll(a.dir, 0o700); err != nil {
+func (a *Authority) create(name string) error {
+	if err := os.MkdirAll(filepath.Dir(a.certFile), 0o700); err != nil {
 		return err
 	}
-	c, err := template("Fleetgate "+a.name, authorityLife)
+	c, err := template("Fleetgate "+name, authorityLife)
 	if err != nil {
 		return err
 	}
@@ -142,33 +165,33 @@ func (a *Authority) create() error {
 		return err
 	}
 	a.key = key
-	return writePair(a.CertFile(), raw, a.keyFile(), key)
+	return writePair(a.certFile, raw, a.keyFile, key)
 }
 
 func (a *Authority) load() error {
-	certPEM, err := os.ReadFile(a.CertFile())
+	certPEM, err := os.ReadFile(a.certFile)
 	if err != nil {
 		return err
 	}
-	keyPEM, err := os.ReadFile(a.keyFile())
+	keyPEM, err := os.ReadFile(a.keyFile)
 	if err != nil {
 		return err
 	}
 	certBlock, _ := pem.Decode(certPEM)
 	keyBlock, _ := pem.Decode(keyPEM)
 	if certBlock == nil || keyBlock == nil {
-		return fmt.Errorf("%w: %s and %s are no PEM files: delete both to have a new authority made", ErrDoesNotFit, a.CertFile(), a.keyFile())
+		return fmt.Errorf("%w: %s and %s are no PEM files: delete both to have a new authority made", ErrDoesNotFit, a.certFile, a.keyFile)
 	}
 	if a.cert, err = x509.ParseCertificate(certBlock.Bytes); err != nil {
-		return fmt.Errorf("%s: %w: delete it and its key to have a new authority made", a.CertFile(), err)
+		return fmt.Errorf("%s: %w: delete it and its key to have a new authority made", a.certFile, err)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(keyBlock.Bytes)
 	if err != nil {
-		return fmt.Errorf("%s: %w: delete it and its certificate to have a new authority made", a.keyFile(), err)
+		return fmt.Errorf("%s: %w: delete it and its certificate to have a new authority made", a.keyFile, err)
 	}
 	private, ok := key.(*ecdsa.PrivateKey)
 	if !ok || !private.PublicKey.Equal(a.cert.PublicKey) {
-		return fmt.Errorf("%w: %s is not the key of %s: delete both to have a new authority made", ErrDoesNotFit, a.keyFile(), a.CertFile())
+		return fmt.Errorf("%w: %s is not the key of %s: delete both to have a new authority made", ErrDoesNotFit, a.keyFile, a.certFile)
 	}
 	a.key = private
 	return nil

@@ -26,6 +26,7 @@ var internal = map[string][]string{
 	"translate/assemble":     {"translate/envoy", "translate/record"},
 	"translate/envoy":        {},
 	"translate/record":       {},
+	"cluster/enroll":         {"xds"},
 	"cluster/fleet":          {"cluster/fleet/v1alpha1"},
 	"cluster/store":          {},
 	"cluster/pki":            {},
