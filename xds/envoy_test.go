@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
 // findEnvoy finds the real Envoy: FLEETGATE_ENVOY, PATH, or the repository's cache.
@@ -41,7 +45,7 @@ type envoy struct {
 	log   *bytes.Buffer
 }
 
-func startEnvoy(t *testing.T, w *world, a *authority, id Identity) *envoy {
+func startEnvoy(t *testing.T, w *world, a *authority, id Identity, args ...string) *envoy {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "xds") // a unix socket's path must be short
 	if err != nil {
@@ -59,7 +63,7 @@ func startEnvoy(t *testing.T, w *world, a *authority, id Identity) *envoy {
 		t.Fatal(err)
 	}
 	e := &envoy{t: t, log: &bytes.Buffer{}}
-	cmd := exec.Command(findEnvoy(t), "-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
+	cmd := exec.Command(findEnvoy(t), append([]string{"-c", file, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"}, args...)...)
 	cmd.Stdout, cmd.Stderr = e.log, e.log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -195,4 +199,64 @@ func TestRealEnvoyWithoutClusters(t *testing.T) {
 	if code, _ := get(t, port); code != 404 {
 		t.Fatalf("got %d", code)
 	}
+}
+
+// matching is a RouteConfiguration whose routes match paths by regex, one for each part. A refused part goes back to the regex that it had before.
+func matching(_ string, t Type, name string, refuse map[string]string) (Resource, bool) {
+	host := &routev3.VirtualHost{Name: "all", Domains: []string{"*"}}
+	parts := map[string]string{}
+	for i := range 20 {
+		p := fmt.Sprintf("r%02d", i)
+		parts[p] = "new"
+		size := 2
+		if i == 3 || i == 14 {
+			size = 400
+		}
+		if refuse[p] != "" {
+			parts[p], size = "old", 1
+		}
+		host.Routes = append(host.Routes, &routev3.Route{Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: fmt.Sprintf("/%s/a{%d}", p, size)}}},
+			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 200}}})
+	}
+	r := resource(t, name, fmt.Sprint(parts), &routev3.RouteConfiguration{Name: name, VirtualHosts: []*routev3.VirtualHost{host}})
+	r.Parts = parts
+	return r, true
+}
+
+// TestRealEnvoyRejectsTwoRoutesOfTwenty by a lowered limit of regex programs: the other eighteen changes are served, and nobody else is accused.
+func TestRealEnvoyRejectsTwoRoutesOfTwenty(t *testing.T) {
+	a := newAuthority(t)
+	w := newWorld(t, Config{Gate: true, Trial: matching}, a.serverTLS())
+	port := freePort(t)
+	old := map[string]string{}
+	for i := range 20 {
+		old[fmt.Sprintf("r%02d", i)] = "new"
+	}
+	before, _ := matching("", Route, "rc", old)
+	after, _ := matching("", Route, "rc", nil)
+	w.apply(1, listenerOf("l", "1", "rc", port), before)
+	startEnvoy(t, w, a, Identity{Cluster: "c", Namespace: "ns", Gateway: "gw", Proxy: "pod-1"},
+		"--config-yaml", "layered_runtime: {layers: [{name: limits, static_layer: {re2.max_program_size.error_level: 100}}]}")
+	w.await("pod-1", "the first configuration", func(r Report) bool { return r.Acked == 1 })
+	w.apply(2, after)
+	r := w.await("pod-1", "the rejection", func(r Report) bool { return len(r.Rejected) == 1 && r.Acked == 2 })
+	if got := r.Rejected[0]; !maps.Equal(got.Parts, map[string]string{"r03": "new", "r14": "new"}) || !strings.Contains(got.Message, "max program size") {
+		t.Errorf("rejected %+v", got)
+	}
+	for path, want := range map[string]int{"r02/aa": 200, "r03/a": 200, "r14/a": 200, "r19/aa": 200, "r19/a": 404} {
+		if code := getPath(t, port, path); code != want {
+			t.Errorf("%s answers %d, want %d", path, code, want)
+		}
+	}
+	t.Logf("found after %d rejected responses", w.srv.Stats().Nacks)
+}
+
+func getPath(t *testing.T, port uint32, path string) int {
+	t.Helper()
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/%s", port, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
 }
