@@ -52,6 +52,7 @@ type Controller struct {
 	wanted  map[store.Key]bool // keys of this row that committed references name
 	asking  asking
 	seen    func(record.Key) bool // whether the cluster has the object of a record, as far as this session was told, or may have
+	outrun  outrun
 }
 
 func newController(row store.Row, m *Manager) *Controller {
@@ -61,6 +62,15 @@ func newController(row store.Row, m *Manager) *Controller {
 		count: func(n int) { m.compiled.Add(uint64(n)) },
 		dirty: map[store.Key]bool{}, wake: make(chan struct{}, 1), resync: true,
 		pending: map[store.Key]store.Op{}, wanted: map[store.Key]bool{},
+		outrun: outrun{told: map[store.Key]*store.Content{}, logged: map[store.Key]time.Time{}},
+	}
+	if m.cfg.Ahead != nil {
+		c.outrun.send = func(all []Ahead) {
+			for i := range all {
+				all[i].Epoch = row.Epoch
+			}
+			m.cfg.Ahead(all)
+		}
 	}
 	c.asking = asking{asked: map[translate.Ref]bool{}, answered: map[translate.Ref]bool{}, held: map[store.Key]bool{},
 		ask: func(before, now map[translate.Ref]bool) bool { return m.ask(c, before, now) }}
@@ -113,32 +123,64 @@ func (c *Controller) take() (events []translate.Event, dirty map[store.Key]bool,
 	return events, dirty, resync, c.synced, c.draining
 }
 
-// run works until ctx ends, the row is drained, or a proposal is fenced.
+// run works until ctx ends, the row is drained, or a proposal is fenced. It compiles while a proposal is on its way: without a quorum none comes back, and endpoints
+// are sent ahead all the same (D18).
 func (c *Controller) run(ctx context.Context) error {
+	var sent proposal
+	again := false // sweep once more
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		events, dirty, resync, synced, draining := c.take()
-		if draining {
+		if draining && sent.result == nil {
 			return nil
 		}
 		c.compile(events, dirty, resync)
-		if synced && (!c.swept || len(events) > 0 && c.Held() != "") {
+		again = again || len(events) > 0 && c.Held() != ""
+		if synced && (!c.swept || again) && sent.result == nil { // what is on its way is not in the store yet that a sweep compares with
 			if err := c.sweep(); err != nil {
 				return err
 			}
-			c.swept = true
+			c.swept, again = true, false
 		}
-		if ops := c.batch(); c.swept && len(ops) > 0 {
-			if err := c.send(ctx, ops); err != nil {
-				return err
+		if now := time.Now(); c.swept && !draining {
+			c.outrun.tell(now, c.pending, c.known)
+			if sent.result == nil {
+				sent = c.send(ctx, c.batch(now))
 			}
-			continue // what arrived meanwhile rides in the next one
+			timer.Reset(cmp.Or(c.outrun.next(now, c.pending), time.Hour))
 		}
 		select {
 		case <-ctx.Done():
+			if sent.result != nil {
+				<-sent.result
+			}
 			return ctx.Err()
+		case err := <-sent.result:
+			if err != nil {
+				return err
+			}
+			c.done(sent.ops)
+			sent = proposal{}
 		case <-c.wake:
+		case <-timer.C:
 		}
 	}
+}
+
+// known tells whether the store has a record, and what is pending for it waits for no answer.
+func (c *Controller) known(k store.Key) bool {
+	if c.asking.held[k] {
+		return false
+	}
+	r, err := c.db.Get(k)
+	return err == nil && r != nil
+}
+
+// proposal is a batch on its way through the log; what arrives meanwhile rides in the next one.
+type proposal struct {
+	ops    []store.Op
+	result chan error // nil = nothing is on its way
 }
 
 // compile feeds the compiler; before the sweep its output is only remembered by the compiler itself (unknown is not absent).
@@ -286,11 +328,11 @@ func sameRefs(a []record.Key, b []store.Key) bool {
 }
 
 // batch gives the next operations that need not wait for an answer, in an order that never refers to what is not there: puts of referees, of referrers, then deletions of referrers, of
-// referees; at most maxEntry bytes.
-func (c *Controller) batch() []store.Op {
+// referees; at most maxEntry bytes. Endpoints that the log has had just now wait too.
+func (c *Controller) batch(now time.Time) []store.Op {
 	ops := make([]store.Op, 0, len(c.pending))
 	for _, op := range c.pending {
-		if !c.asking.held[op.Key] {
+		if !c.asking.held[op.Key] && !c.outrun.holds(now, op) {
 			ops = append(ops, op)
 		}
 	}
@@ -324,10 +366,20 @@ func stage(op store.Op) int {
 	return 3
 }
 
-// send proposes a batch and waits for its result. A retry is harmless by (row, epoch, seq).
-func (c *Controller) send(ctx context.Context, ops []store.Op) error {
+// send proposes a batch, if there is one; its result comes later.
+func (c *Controller) send(ctx context.Context, ops []store.Op) proposal {
+	if len(ops) == 0 {
+		return proposal{}
+	}
 	c.seq++
 	cmd := store.Command{Put: &store.PutCommand{Proposer: c.session, Row: c.row.ID, Epoch: c.row.Epoch, Seq: c.seq, Ops: ops}}
+	p := proposal{ops, make(chan error, 1)}
+	go func() { p.result <- c.put(ctx, cmd) }()
+	return p
+}
+
+// put proposes until there is a result. A retry is harmless by (row, epoch, seq).
+func (c *Controller) put(ctx context.Context, cmd store.Command) error {
 	for {
 		res, err := c.propose.Propose(ctx, cmd)
 		switch {
@@ -344,15 +396,18 @@ func (c *Controller) send(ctx context.Context, ops []store.Op) error {
 		case res.Code == store.CodeTooLarge:
 			c.log.Error("a record is too large for the log: it keeps its last good content", "detail", res.Message)
 		}
-		c.done(ops)
 		return nil
 	}
 }
 
 // done forgets what was proposed, unless it changed meanwhile. Deletions that a reference forbids come back when the reference goes.
 func (c *Controller) done(ops []store.Op) {
+	now := time.Now()
 	for _, op := range ops {
-		delete(c.pending, op.Key)
+		c.outrun.committed(now, op)
+		if p, ok := c.pending[op.Key]; ok && p.Content == op.Content {
+			delete(c.pending, op.Key)
+		}
 	}
 }
 

@@ -21,6 +21,8 @@ type Config struct {
 	// Want gives how to say which objects of a member cluster are wanted by name, all of them; nil = its source delivers every object unasked.
 	Want   func(cluster string) func(wanted []translate.Ref)
 	Logger *slog.Logger
+	// Ahead takes endpoints that run ahead of the log (D18), without blocking; nil = none do.
+	Ahead func([]Ahead)
 }
 
 // Manager runs one Controller for each row that this session owns, and stops it when ownership ends.

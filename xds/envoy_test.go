@@ -219,7 +219,7 @@ func matching(_ string, t Type, name string, refuse map[string]string) (Resource
 			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 200}}})
 	}
 	r := resource(t, name, fmt.Sprint(parts), &routev3.RouteConfiguration{Name: name, VirtualHosts: []*routev3.VirtualHost{host}})
-	r.Parts = parts
+	r.Parts = []map[string]string{parts}
 	return r, true
 }
 

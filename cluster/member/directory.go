@@ -235,8 +235,7 @@ func (r *runner) flush(ctx context.Context) (again bool) {
 		return false
 	}
 	r.retry = time.Time{}
-	attempt := r.unsent
-	r.unsent = map[objectKey]bool{}
+	attempt := r.urgent()
 	plan := r.plan(attempt)
 	synced := r.synced || r.files.complete() // as of the plan: what is found while identities are asked for comes later
 	identities, err := r.identifyUnlessStale(ctx, plan)
@@ -261,6 +260,27 @@ func (r *runner) flush(ctx context.Context) (again bool) {
 	r.synced = synced
 	return len(r.unsent) > 0
 }
+
+// urgent takes what is to be delivered next: EndpointSlices alone, where there are any after the first delivery, since they wait for no identity.
+func (r *runner) urgent() map[objectKey]bool {
+	slices := map[objectKey]bool{}
+	for key := range r.unsent {
+		if key.kind == endpointSlice {
+			slices[key] = true
+		}
+	}
+	all := r.unsent
+	if len(slices) == 0 || len(slices) == len(all) || !r.synced {
+		r.unsent = map[objectKey]bool{}
+		return all
+	}
+	for key := range slices {
+		delete(r.unsent, key)
+	}
+	return slices
+}
+
+const endpointSlice = "EndpointSlice"
 
 // errStale says that what was asked about is not so any more.
 var errStale = errors.New("the objects changed meanwhile")
@@ -295,8 +315,13 @@ func (r *runner) identifyUnlessStale(ctx context.Context, plan []step) (identiti
 	return identities, err
 }
 
-// stale tells whether the plan asks for identities of what is not so any more.
+// stale tells whether the plan asks for identities of what is not so any more, or holds up EndpointSlices.
 func (r *runner) stale(plan []step) bool {
+	for key := range r.unsent {
+		if key.kind == endpointSlice {
+			return true
+		}
+	}
 	return len(r.unsent) > 0 && slices.ContainsFunc(plan, func(s step) bool {
 		return r.unsent[s.key] && s.specHash() != r.files.inventory.desired[s.key].specHash
 	})
@@ -362,6 +387,9 @@ func (r *runner) identify(ctx context.Context, plan []step) ([]store.Identity, e
 	for i, s := range plan {
 		identities[i] = s.before.identity
 		hash := s.specHash()
+		if s.key.kind == endpointSlice {
+			continue // nothing orders or counts them, and they must get through without a quorum (D18)
+		}
 		if s.before.object != nil && hash == s.before.specHash {
 			continue
 		}

@@ -765,3 +765,27 @@ func TestPipeDoesNotHangTheSource(t *testing.T) {
 	w.write("a.yaml", service("a", 2))
 	w.awaitPort("a", 2)
 }
+
+// TestEndpointSlicesWaitForNoIdentity though a question for another object's identity is never answered: without a quorum they must get through.
+func TestEndpointSlicesWaitForNoIdentity(t *testing.T) {
+	slice := func(port int) string {
+		return fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, namespace: d, labels: {v: p%d}}\naddressType: IPv4\nports: [{port: %d}]\nendpoints: []\n", port, port)
+	}
+	w := start(t, map[string]string{"slice.yaml": slice(1)}, newWatcher)
+	w.awaitSynced()
+	w.ids.mu.Lock()
+	w.ids.waiting = make(chan struct{}, 1000)
+	w.ids.never = func(o store.IdentityObservation) bool { return o.Kind == "Namespace" }
+	w.ids.mu.Unlock()
+	w.write("namespace.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: late}\n")
+	<-w.ids.waiting
+	w.write("slice.yaml", slice(2))
+	w.await("the changed EndpointSlice", func() bool {
+		for _, o := range w.objects {
+			if o.GetName() == "s" && o.GetLabels()["v"] == "p2" {
+				return true
+			}
+		}
+		return false
+	})
+}

@@ -34,22 +34,23 @@ import (
 
 // replica is one running `fleetgate serve`. This file is the only place where the parts meet: reading runServe tells how it starts and how it stops.
 type replica struct {
-	cfg     serveConfig
-	log     *slog.Logger
-	db      *store.Store
-	key     *seal.Key
-	pipe    *pipeline
-	xds     *xds.Server
-	group   *group.Group
-	session string
-	manager *shard.Manager
-	leader  *shard.Leader
-	status  *status.Writer
-	acks    *acks
-	peers   *pki.Source // certificates for talking to replicas
-	proxies *pki.Source // and for serving proxies
-	sources map[string]member.Source
-	metrics *metrics
+	cfg      serveConfig
+	log      *slog.Logger
+	db       *store.Store
+	key      *seal.Key
+	pipe     *pipeline
+	xds      *xds.Server
+	group    *group.Group
+	session  string
+	manager  *shard.Manager
+	spreader *spreader
+	leader   *shard.Leader
+	status   *status.Writer
+	acks     *acks
+	peers    *pki.Source // certificates for talking to replicas
+	proxies  *pki.Source // and for serving proxies
+	sources  map[string]member.Source
+	metrics  *metrics
 
 	ready chan struct{} // closed when this replica takes part in the group
 }
@@ -224,6 +225,7 @@ func (r *replica) join(ctx context.Context, run func(string, func(context.Contex
 	r.build()
 	r.handle()
 	run("following the shard table", func(ctx context.Context) error { r.manager.Run(ctx); return nil })
+	run("sending endpoints ahead", r.spreader.run)
 	run("telling the leader", func(ctx context.Context) error { r.beat(ctx); return nil })
 	run("reporting proxies", func(ctx context.Context) error {
 		r.acks.send(ctx, r.session, r.leaderID, func(ctx context.Context, b []byte) error { _, err := g.CallLeader(ctx, "reports", b); return err })
@@ -240,7 +242,11 @@ func (r *replica) leaderID() string { id, _ := r.group.Leader(); return id }
 
 // build makes the parts that a member of the group has.
 func (r *replica) build() {
-	r.manager = shard.NewManager(shard.Config{
+	r.spreader = newSpreader(func(ctx context.Context, to string, body []byte) error {
+		_, err := r.group.Call(ctx, to, "endpoints", body)
+		return err
+	}, r.log)
+	r.manager = shard.NewManager(shard.Config{Ahead: r.sendAhead,
 		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 10}, Want: r.want,
 		Translate: translate.Config{ControllerNames: r.cfg.ControllerNames, Seal: r.key.Seal, Version: r.key.Version, Last: r.last},
 	})
@@ -363,6 +369,7 @@ func (r *replica) handle() {
 		r.acks.receive(b)
 		return nil, nil
 	})
+	r.group.Handle("endpoints", r.answerAhead)
 	r.group.Handle("view", func(context.Context, string, []byte) ([]byte, error) { return json.Marshal(r.view()) })
 }
 

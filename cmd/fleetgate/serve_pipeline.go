@@ -29,13 +29,15 @@ type pipeline struct {
 	config assemble.Config
 	fleets map[string]uint64 // fleet -> index of the last step that changed something for it
 	pins   map[store.Key]store.Pin
-	from   uint64 // index of the last rebuild
+	ahead  map[store.Key]shard.Ahead // endpoints that the store does not have yet
+	from   uint64                    // index of the last rebuild
 	cancel func()
 	events <-chan store.Event
 }
 
 // start assembles what the disk holds, so that proxies can be answered before anybody else was heard.
 func (p *pipeline) start() error {
+	p.ahead = map[store.Key]shard.Ahead{}
 	p.events, p.cancel = p.db.Subscribe()
 	return p.rebuild()
 }
@@ -56,6 +58,7 @@ func (p *pipeline) rebuild() error {
 		return fmt.Errorf("reading the route store: %w", err)
 	}
 	p.from = index
+	p.fence()
 	p.publish(index, p.state.Apply(changes))
 	for fleet := range old {
 		if _, still := p.fleets[fleet]; !still {
@@ -116,11 +119,15 @@ func (p *pipeline) step(e store.Event) error {
 	if len(changes) > 0 {
 		p.publish(e.Index, p.state.Apply(changes))
 	}
+	if e.TableMoved {
+		p.fence()
+	}
 	return nil
 }
 
 // change turns a stored record into what assembly reads; the caller holds mu.
 func (p *pipeline) change(k store.Key, r *store.Record) assemble.Change {
+	p.overtaken(k, r)
 	out := assemble.Change{Key: shard.RecordKey(k)}
 	if r == nil {
 		return out
@@ -153,7 +160,7 @@ func (p *pipeline) publish(index uint64, d assemble.Delta) {
 			delete(p.fleets, f.Fleet)
 		}
 		for _, r := range f.Resources {
-			if res, ok := p.resource(r); ok {
+			if res, ok := p.resource(p.newest(r)); ok {
 				u.Resources = append(u.Resources, res)
 			}
 		}
@@ -180,7 +187,7 @@ func (p *pipeline) trial(fleet string, t xds.Type, name string, refuse map[strin
 
 // resource opens sealed secrets; everything else passes as it is.
 func (p *pipeline) resource(r assemble.Resource) (xds.Resource, bool) {
-	out := xds.Resource{Type: xds.Type(r.Type), Name: r.Name, Version: r.Version, Bytes: r.Bytes, Index: r.Index, Uses: r.Uses, Parts: r.Parts}
+	out := toResource(r)
 	if r.Type != assemble.TypeSecret || len(r.Bytes) == 0 || r.Plain {
 		return out, true
 	}
@@ -191,6 +198,10 @@ func (p *pipeline) resource(r assemble.Resource) (xds.Resource, bool) {
 	}
 	out.Bytes = [][]byte{plain}
 	return out, true
+}
+
+func toResource(r assemble.Resource) xds.Resource {
+	return xds.Resource{Type: xds.Type(r.Type), Name: r.Name, Version: r.Version, Bytes: r.Bytes, Index: r.Index, Uses: r.Uses, Parts: r.Parts}
 }
 
 // secretContext is translate.SecretContext of the record that an SDS name (cluster/namespace/name) stands for.

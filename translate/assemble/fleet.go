@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -204,6 +205,24 @@ func (s *State) backend(k record.Key) []Resource {
 		out = append(out, s.resource(TypeEndpoints, name, e, as[record.Endpoints](e).Bytes))
 	}
 	return out
+}
+
+// Ahead gives the resource that a payload of an endpoints record makes, and the fleets that use it now: for endpoints that run ahead of the log (D18). Nothing is kept of it.
+func (s *State) Ahead(k record.Key, payload []byte) (_ Resource, fleets []string, _ error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	v, err := read[record.Endpoints](payload)
+	if err != nil {
+		return Resource{}, nil, fmt.Errorf("assemble: endpoints %s/%s ahead of the log: %w", k.Namespace, k.Name, err)
+	}
+	name, served := s.cluster(backendKey(k))
+	for _, f := range s.fleets {
+		if served && f.gateway.uses(backendKey(k)) {
+			fleets = append(fleets, f.name)
+		}
+	}
+	slices.Sort(fleets)
+	return Resource{Type: TypeEndpoints, Name: name, Version: record.Hash(v.Bytes), Bytes: [][]byte{v.Bytes}, Parts: []map[string]string{{PartID(k): record.Hash(payload)}}}, fleets, nil
 }
 
 func (s *State) secret(k record.Key) (Resource, bool) {
