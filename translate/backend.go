@@ -26,6 +26,9 @@ const (
 // every name of one has slashes.
 const InvalidCluster = "invalid"
 
+// tlsProtocols are the appProtocols that mean TLS.
+var tlsProtocols = []string{"https", "kubernetes.io/https", "kubernetes.io/wss"}
+
 // h2Protocols are the appProtocols that mean HTTP/2 with prior knowledge.
 var h2Protocols = []string{"kubernetes.io/h2c", "grpc"}
 
@@ -100,10 +103,25 @@ func compileBackend(v *view, k record.Key) compiled {
 		out.Missing = true
 		return compiled{value: out}
 	}
-	if consumer == consumerTCP || consumer == consumerUDP {
-		return compiled{value: out}
+	http2 := consumer == consumerH2 || slices.Contains(h2Protocols, port.app)
+	if consumer != consumerUDP {
+		out.TLS, out.Missing = backendTLS(v, k.Namespace, serviceOfKey(k), port)
 	}
-	cluster, err := envoy.Cluster(out.Name, consumer == consumerH2 || slices.Contains(h2Protocols, port.app))
+	switch {
+	case out.Missing || consumer == consumerUDP:
+		return compiled{value: out}
+	case consumer == consumerTCP:
+		return compiled{value: out} // the cluster is the listener's
+	case out.TLS == nil && slices.Contains(tlsProtocols, port.app):
+		p := unresolved(string(gatewayv1.RouteReasonUnsupportedProtocol), fmt.Sprintf("port %d of Service %s/%s is said to speak %s, and no BackendTLSPolicy says whom to trust: create one", port.port, k.Namespace, serviceOfKey(k), port.app))
+		out.Missing, out.Problem = true, &p
+		return compiled{value: out}
+	case out.TLS != nil && http2:
+		out.TLS.Protocols = []string{"h2"}
+	case out.TLS != nil:
+		out.TLS.Protocols = []string{"http/1.1"}
+	}
+	cluster, err := envoy.Cluster(out.Name, http2)
 	out.Bytes = mustBytes(cluster, err)
 	return compiled{value: out}
 }

@@ -93,21 +93,22 @@ func testConfig() Config {
 }
 
 var kinds = map[string]func() Object{
-	"EnvoyFleet":     func() Object { return &v1alpha1.EnvoyFleet{} },
-	"GatewayClass":   func() Object { return &gatewayv1.GatewayClass{} },
-	"Gateway":        func() Object { return &gatewayv1.Gateway{} },
-	"ListenerSet":    func() Object { return &gatewayv1.ListenerSet{} },
-	"ConfigMap":      func() Object { return &corev1.ConfigMap{} },
-	"HTTPRoute":      func() Object { return &gatewayv1.HTTPRoute{} },
-	"GRPCRoute":      func() Object { return &gatewayv1.GRPCRoute{} },
-	"TLSRoute":       func() Object { return &gatewayv1.TLSRoute{} },
-	"TCPRoute":       func() Object { return &gatewayv1.TCPRoute{} },
-	"UDPRoute":       func() Object { return &gatewayv1.UDPRoute{} },
-	"Namespace":      func() Object { return &corev1.Namespace{} },
-	"Service":        func() Object { return &corev1.Service{} },
-	"EndpointSlice":  func() Object { return &discoveryv1.EndpointSlice{} },
-	"Secret":         func() Object { return &corev1.Secret{} },
-	"ReferenceGrant": func() Object { return &gatewayv1.ReferenceGrant{} },
+	"EnvoyFleet":       func() Object { return &v1alpha1.EnvoyFleet{} },
+	"GatewayClass":     func() Object { return &gatewayv1.GatewayClass{} },
+	"Gateway":          func() Object { return &gatewayv1.Gateway{} },
+	"ListenerSet":      func() Object { return &gatewayv1.ListenerSet{} },
+	"BackendTLSPolicy": func() Object { return &gatewayv1.BackendTLSPolicy{} },
+	"ConfigMap":        func() Object { return &corev1.ConfigMap{} },
+	"HTTPRoute":        func() Object { return &gatewayv1.HTTPRoute{} },
+	"GRPCRoute":        func() Object { return &gatewayv1.GRPCRoute{} },
+	"TLSRoute":         func() Object { return &gatewayv1.TLSRoute{} },
+	"TCPRoute":         func() Object { return &gatewayv1.TCPRoute{} },
+	"UDPRoute":         func() Object { return &gatewayv1.UDPRoute{} },
+	"Namespace":        func() Object { return &corev1.Namespace{} },
+	"Service":          func() Object { return &corev1.Service{} },
+	"EndpointSlice":    func() Object { return &discoveryv1.EndpointSlice{} },
+	"Secret":           func() Object { return &corev1.Secret{} },
+	"ReferenceGrant":   func() Object { return &gatewayv1.ReferenceGrant{} },
 }
 
 func parseObjects(t testing.TB, text string) []Event {
@@ -170,7 +171,7 @@ func decode(t testing.TB, kind record.Kind, payload []byte) any {
 	v := map[record.Kind]any{
 		record.KindClass: &record.Class{}, record.KindGateway: &record.Gateway{}, record.KindNamespace: &record.Namespace{}, record.KindRoute: &record.Route{},
 		record.KindBackend: &record.Backend{}, record.KindEndpoints: &record.Endpoints{}, record.KindSecret: &record.Secret{},
-		record.KindListenerSet: &record.ListenerSet{}, record.KindTrust: &record.Trust{},
+		record.KindListenerSet: &record.ListenerSet{}, record.KindTrust: &record.Trust{}, record.KindPolicy: &record.Policy{},
 	}[kind]
 	if err := record.Unmarshal(payload, v); err != nil {
 		t.Fatal(err)

@@ -48,11 +48,12 @@ type input struct{ kind, namespace, name string }
 
 // Kinds of inputs beside the objects' own kinds.
 const (
-	inputPorts  = "/ports"             // behind the kind: the (scheme, port) pairs of a Gateway or a ListenerSet
-	inputClass  = "Gateway/class"      // the class of a Gateway
-	inputOurs   = "GatewayClass/ours"  // the controller of a GatewayClass
-	inputGrants = "ReferenceGrant/all" // all grants of a namespace
-	inputSlices = "EndpointSlice/all"  // all slices of a Service
+	inputPorts  = "/ports"               // behind the kind: the (scheme, port) pairs of a Gateway or a ListenerSet
+	inputClass  = "Gateway/class"        // the class of a Gateway
+	inputOurs   = "GatewayClass/ours"    // the controller of a GatewayClass
+	inputGrants = "ReferenceGrant/all"   // all grants of a namespace
+	inputTLS    = "BackendTLSPolicy/all" // all BackendTLSPolicies of a namespace
+	inputSlices = "EndpointSlice/all"    // all slices of a Service
 )
 
 // result is what a unit gave.
@@ -183,12 +184,17 @@ func (c *Compiler) learn(e Event) []input {
 	} else {
 		c.facts[in] = fact
 	}
+	if e.Kind == "BackendTLSPolicy" {
+		c.file(input{inputTLS, e.Namespace, ""}, e.Name, fact)
+	}
 	return append([]input{in}, aspects(in, old, fact)...)
 }
 
 // aspects are the smaller inputs that an object's change may touch: a new label selector of a Gateway changes no redirect.
 func aspects(in input, old, fact any) []input {
 	switch in.kind {
+	case "BackendTLSPolicy":
+		return []input{{inputTLS, in.namespace, ""}}
 	case "Gateway", "ListenerSet":
 		var out []input
 		if !slices.Equal(portsOf(old), portsOf(fact)) {
@@ -265,6 +271,8 @@ func RecordOf(cluster string, e Event) (record.Key, bool) {
 		k.Kind, k.Namespace = record.KindNamespace, e.Name
 	case "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute":
 		k.Kind, k.Name = record.KindRoute, record.Join(e.Kind, e.Name)
+	case "BackendTLSPolicy":
+		k.Kind, k.Name = record.KindPolicy, record.Join(e.Kind, e.Name)
 	default:
 		return k, false
 	}
@@ -395,7 +403,7 @@ func objectOf(k record.Key) input {
 		return input{kind, k.Namespace, name}
 	case record.KindSecret:
 		return input{"Secret", k.Namespace, k.Name}
-	case record.KindTrust:
+	case record.KindPolicy, record.KindTrust:
 		kind, name := splitRoute(k.Name)
 		return input{kind, k.Namespace, name}
 	}

@@ -80,6 +80,11 @@ type grantFact struct {
 	to   []gatewayv1.ReferenceGrantTo
 }
 
+type policyFact struct {
+	identity
+	spec *gatewayv1.BackendTLSPolicySpec
+}
+
 type configMapFact struct{ authorities string } // ca.crt
 
 type secretFact struct {
@@ -114,6 +119,8 @@ func factOf(kind string, o Object) any {
 		return serviceOf(o)
 	case *discoveryv1.EndpointSlice:
 		return sliceOf(o)
+	case *gatewayv1.BackendTLSPolicy:
+		return &policyFact{identityOf(kind, o), &o.Spec}
 	case *corev1.ConfigMap:
 		return &configMapFact{o.Data["ca.crt"]}
 	case *corev1.Secret:

@@ -211,6 +211,9 @@ func compileTLS(v *view, owner record.Object, l *gatewayv1.Listener, out *record
 		out.Problems = append(out.Problems, accepted("UnsupportedValue", fmt.Sprintf("tls.mode %s is not supported for %s: use Terminate", *l.TLS.Mode, l.Protocol)))
 		return
 	}
+	if len(l.TLS.Options) > 0 {
+		out.Problems = append(out.Problems, accepted("UnsupportedValue", "tls.options are not supported, and nothing is served without them: remove them"))
+	}
 	for _, ref := range l.TLS.CertificateRefs {
 		key, problem := resolveCertificate(v, owner, ref)
 		if problem != nil {

@@ -60,7 +60,7 @@ var reached = []string{
 	"pathSeparatedPrefix:", "path: /a", "safeRegex:", "queryParameters:", "regexRewrite:", "hostRewriteLiteral:", "redirect:", "portRedirect:", "requestMirrorPolicies:",
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
-	"sessionPersistence", "trust ", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
+	"sessionPersistence", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
 	"listener filters", "ExternalName", "ExternalAuth", "is not valid: use a DNS name", "program", "missing closing",
 }
 
@@ -114,7 +114,7 @@ func (w *world) edit() {
 }
 
 func (w *world) change() Event {
-	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
+	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "BackendTLSPolicy", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
 	o := w.make(kind)
 	e := eventOf(kind, o)
 	in := input{kind, e.Namespace, e.Name}
@@ -246,6 +246,20 @@ func (w *world) make(kind string) Object {
 	case *gatewayv1.ListenerSet:
 		o.Spec.ParentRef = gatewayv1.ParentGatewayReference{Name: pick[gatewayv1.ObjectName](r, "x", "y"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Kind: maybe[gatewayv1.Kind](r, "Gateway", "Gateway", "Service")}
 		o.Spec.Listeners = some(r, 2, func() gatewayv1.ListenerEntry { return gatewayv1.ListenerEntry(w.listener()) })
+	case *gatewayv1.BackendTLSPolicy:
+		o.Spec.TargetRefs = some(r, 2, func() gatewayv1.LocalPolicyTargetReferenceWithSectionName {
+			return gatewayv1.LocalPolicyTargetReferenceWithSectionName{SectionName: maybe[gatewayv1.SectionName](r, "p"),
+				LocalPolicyTargetReference: gatewayv1.LocalPolicyTargetReference{Kind: pick[gatewayv1.Kind](r, "Service", "Service", "Bucket"), Name: pick[gatewayv1.ObjectName](r, "v1", "v2")}}
+		})
+		o.Spec.Validation = gatewayv1.BackendTLSPolicyValidation{
+			Hostname: pick[gatewayv1.PreciseHostname](r, "s.example", "s.example", "*"), WellKnownCACertificates: maybe(r, gatewayv1.WellKnownCACertificatesSystem, "Other"),
+			CACertificateRefs: some(r, 2, func() gatewayv1.LocalObjectReference {
+				return gatewayv1.LocalObjectReference{Kind: pick[gatewayv1.Kind](r, "ConfigMap", "ConfigMap", "Secret"), Name: pick[gatewayv1.ObjectName](r, "ca1", "ca2")}
+			}),
+			SubjectAltNames: some(r, 1, func() gatewayv1.SubjectAltName {
+				return gatewayv1.SubjectAltName{Type: pick[gatewayv1.SubjectAltNameType](r, "Hostname", "URI", "IP"), Hostname: "x.example"}
+			}),
+		}
 	case *corev1.ConfigMap:
 		o.Name = pick(r, "ca1", "ca2")
 		o.Data = pick(r, nil, map[string]string{"ca.crt": "none"}, map[string]string{"ca.crt": string(certificates()["ecdsa"].cert)})
@@ -269,7 +283,7 @@ func (w *world) make(kind string) Object {
 		o.Name = pick(r, "v1", "v2")
 		o.Spec.Type = pick(r, corev1.ServiceTypeClusterIP, corev1.ServiceTypeClusterIP, corev1.ServiceTypeExternalName)
 		o.Spec.Ports = some(r, 2, func() corev1.ServicePort {
-			return corev1.ServicePort{Name: pick(r, "p", "q"), Port: pick[int32](r, 80, 80, 90), Protocol: pick(r, "", corev1.ProtocolTCP, corev1.ProtocolUDP), AppProtocol: maybe(r, "kubernetes.io/h2c", "http")}
+			return corev1.ServicePort{Name: pick(r, "p", "q"), Port: pick[int32](r, 80, 80, 90), Protocol: pick(r, "", corev1.ProtocolTCP, corev1.ProtocolUDP), AppProtocol: maybe(r, "kubernetes.io/h2c", "http", "https")}
 		})
 	case *discoveryv1.EndpointSlice:
 		w.slice(o)

@@ -22,6 +22,7 @@ var compilers = map[record.Kind]func(*view, record.Key) compiled{
 
 	record.KindListenerSet: compileListenerSet,
 	record.KindTrust:       compileTrust,
+	record.KindPolicy:      compilePolicy,
 	record.KindRoute:       compileRoute,
 	record.KindBackend:     compileBackend,
 	record.KindEndpoints:   compileEndpoints,
@@ -109,6 +110,10 @@ func tooLarge(value any, size int) any {
 	case record.Secret:
 		problem.Condition, problem.Reason = "ResolvedRefs", "InvalidCertificateRef"
 		return record.Secret{Name: r.Name, Problem: &problem}
+	case record.Policy:
+		return record.Policy{Object: r.Object, Problems: []record.Problem{problem}}
+	case record.Backend:
+		return record.Backend{Name: r.Name, Missing: true, Problem: &problem}
 	case record.Trust:
 		problem.Condition, problem.Reason = "ResolvedRefs", "InvalidCACertificateRef"
 		return record.Trust{Problem: &problem}

@@ -7,6 +7,8 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -362,5 +364,84 @@ func TestRealEnvoyForwardsStreams(t *testing.T) {
 		if got := say(t, c.network, r.address(c.at), config); got != c.want {
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
 		}
+	}
+}
+
+const secureGateway = `kind: GatewayClass
+metadata: {name: envoy}
+spec: {controllerName: fleetgate.io/gatewayclass-controller}
+---
+kind: Gateway
+metadata: {namespace: shop, name: gw}
+spec:
+  gatewayClassName: envoy
+  tls: {backend: {clientCertificateRef: {name: cert}}}
+  listeners:
+  - {name: http, port: {port http}, protocol: HTTP}
+  - {name: end, port: {port tls}, protocol: TLS, hostname: "*.end.example", tls: {mode: Terminate, certificateRefs: [{name: cert}]}}
+---
+kind: HTTPRoute
+metadata: {namespace: shop, name: r}
+spec:
+  parentRefs: [{name: gw, sectionName: http}]
+  rules:
+  - {matches: [{path: {value: /right}}], backendRefs: [{name: right, port: 80}]}
+  - {matches: [{path: {value: /name}}], backendRefs: [{name: name, port: 80}]}
+  - {matches: [{path: {value: /system}}], backendRefs: [{name: system, port: 80}]}
+  - {matches: [{path: {value: /nobody}}], backendRefs: [{name: nobody, port: 80}]}
+---
+kind: TLSRoute
+metadata: {namespace: shop, name: end}
+spec: {parentRefs: [{name: gw, sectionName: end}], hostnames: [a.end.example], rules: [{backendRefs: [{name: echo, port: 80, weight: 1}, {name: plain, port: 80, weight: 1}]}]}
+---
+`
+
+func tlsPolicy(service, validation string) string {
+	return fmt.Sprintf("kind: BackendTLSPolicy\nmetadata: {namespace: shop, name: %[1]s}\nspec: {targetRefs: [{group: \"\", kind: Service, name: %[1]s}], validation: %[2]s}\n---\n", service, validation)
+}
+
+// TestRealEnvoyVerifiesBackends: only a backend whose certificate is signed and named as its policy says gets a request, and it sees the Gateway's certificate.
+func TestRealEnvoyVerifiesBackends(t *testing.T) {
+	p := certificates()["ecdsa"]
+	cert, _ := tls.X509KeyPair(p.cert, p.key)
+	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, "clients=%d sni=%s", len(r.TLS.PeerCertificates), r.TLS.ServerName)
+	}))
+	secure.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}
+	secure.StartTLS()
+	defer secure.Close()
+	_, port, _ := net.SplitHostPort(secure.Listener.Addr().String())
+	echoing, err := tls.Listen("tcp", "127.0.0.1:0", secure.TLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = echoing.Close() }()
+	answer(echoing, "secure")
+	_, echo, _ := net.SplitHostPort(echoing.Addr().String())
+
+	manifests := secureGateway + slicesOf("echo", "TCP", echo) + tlsPolicy("echo", "{caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}], hostname: a.example}") + secretOf("cert", p) + slicesOf("plain", "TCP", backend(t, "plain"))
+	for _, name := range []string{"right", "name", "system", "nobody"} {
+		manifests += slicesOf(name, "TCP", port)
+	}
+	manifests += tlsPolicy("right", "{caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}], hostname: a.example}") +
+		tlsPolicy("name", "{caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}], hostname: b.example}") +
+		tlsPolicy("system", "{wellKnownCACertificates: System, hostname: a.example}") +
+		tlsPolicy("nobody", "{caCertificateRefs: [{group: \"\", kind: ConfigMap, name: gone}], hostname: a.example}")
+	manifests += "kind: ConfigMap\nmetadata: {namespace: shop, name: ca}\ndata: {ca.crt: \"" + strings.ReplaceAll(string(p.cert), "\n", "\\n") + "\"}"
+	r := run(t, manifests)
+	for path, want := range map[string]string{"/right": "200 clients=1 sni=a.example", "/name": "503", "/system": "503", "/nobody": "500"} {
+		got := ask(t, "http://"+r.address("http"), "GET "+path)
+		for _, part := range strings.Fields(want) {
+			if !strings.Contains(got, part) {
+				t.Errorf("%s: %q in\n%s", path, part, got)
+			}
+		}
+	}
+	counts := map[string]int{}
+	for range 20 {
+		counts[say(t, "tcp", r.address("tls"), &tls.Config{ServerName: "a.end.example", InsecureSkipVerify: true})]++ //nolint:gosec // which backend answers is what is asked
+	}
+	if n := counts["plain hello"]; n < 8 || n > 12 || counts["secure hello"] != 20-n {
+		t.Errorf("TLS to one backend and none to the other: %v", counts)
 	}
 }

@@ -125,6 +125,35 @@ func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now 
 	return out
 }
 
+// maxAncestors is the API's own limit.
+const maxAncestors = 16
+
+// Policy composes the status of a policy: an entry for each Gateway of ours, then those of other controllers, of which none is dropped.
+func Policy(s assemble.PolicyStatus, now metav1.Time, present gatewayv1.PolicyStatus, ours func(gatewayv1.GatewayController) bool) gatewayv1.PolicyStatus {
+	foreign := slices.DeleteFunc(slices.Clone(present.Ancestors), func(a gatewayv1.PolicyAncestorStatus) bool { return ours(a.ControllerName) })
+	out := gatewayv1.PolicyStatus{Ancestors: []gatewayv1.PolicyAncestorStatus{}}
+	for _, a := range s.Ancestors {
+		if len(out.Ancestors)+len(foreign) >= maxAncestors {
+			break
+		}
+		group, kind, namespace := gatewayv1.Group(gatewayv1.GroupName), gatewayv1.Kind("Gateway"), gatewayv1.Namespace(a.Gateway.Namespace)
+		entry := gatewayv1.PolicyAncestorStatus{
+			AncestorRef:    gatewayv1.ParentReference{Group: &group, Kind: &kind, Namespace: &namespace, Name: gatewayv1.ObjectName(a.Gateway.Name)},
+			ControllerName: gatewayv1.GatewayController(a.Controller),
+		}
+		var before []metav1.Condition
+		for _, p := range present.Ancestors {
+			if p.ControllerName == entry.ControllerName && asJSON(p.AncestorRef) == asJSON(entry.AncestorRef) {
+				before = p.Conditions
+			}
+		}
+		entry.Conditions = merge(before, s.Conditions, now)
+		out.Ancestors = append(out.Ancestors, entry)
+	}
+	out.Ancestors = append(out.Ancestors, foreign...)
+	return out
+}
+
 func parentConditions(present gatewayv1.RouteStatus, entry gatewayv1.RouteParentStatus) []metav1.Condition {
 	want := asJSON(entry.ParentRef)
 	for _, p := range present.Parents {

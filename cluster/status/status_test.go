@@ -3,6 +3,7 @@ package status
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -46,6 +47,9 @@ func (w *world) Gateway(record.Key) (assemble.GatewayStatus, bool) {
 }
 func (w *world) ListenerSet(record.Key) (assemble.ListenerSetStatus, bool) {
 	return assemble.ListenerSetStatus{}, false
+}
+func (w *world) Policy(record.Key) (assemble.PolicyStatus, bool) {
+	return assemble.PolicyStatus{}, false
 }
 func (w *world) Class(record.Key) (assemble.ClassStatus, bool) { return assemble.ClassStatus{}, false }
 func (w *world) Reach(record.Key) Reach                        { return Reach{} }
@@ -299,6 +303,20 @@ func TestForeignEntriesSurvive(t *testing.T) {
 			t.Errorf("parents: %s", asJSON(st.Parents))
 		}
 	})
+}
+
+func TestPolicyOfOthersIsKept(t *testing.T) {
+	mine := func(c gatewayv1.GatewayController) bool { return c == "ours" }
+	foreign := gatewayv1.PolicyAncestorStatus{ControllerName: "theirs", AncestorRef: gatewayv1.ParentReference{Name: "x"}}
+	stale := gatewayv1.PolicyAncestorStatus{ControllerName: "ours", AncestorRef: gatewayv1.ParentReference{Name: "gone"}}
+	s := assemble.PolicyStatus{Conditions: []metav1.Condition{{Type: "Accepted", Status: "True"}}}
+	for i := range 20 {
+		s.Ancestors = append(s.Ancestors, assemble.PolicyAncestor{Gateway: record.Key{Namespace: "a", Name: fmt.Sprint(i)}, Controller: "ours"})
+	}
+	got := Policy(s, metav1.Now(), gatewayv1.PolicyStatus{Ancestors: []gatewayv1.PolicyAncestorStatus{foreign, stale}}, mine)
+	if n := len(got.Ancestors); n != maxAncestors || asJSON(got.Ancestors[n-1]) != asJSON(foreign) {
+		t.Errorf("%d ancestors, the last is %s", n, asJSON(got.Ancestors[n-1]))
+	}
 }
 
 func TestTransitionTimeStaysWhileTheStatusDoes(t *testing.T) {

@@ -31,6 +31,7 @@ type Facts interface {
 	Route(record.Key) (assemble.RouteStatus, bool)
 	Class(record.Key) (assemble.ClassStatus, bool)
 	ListenerSet(record.Key) (assemble.ListenerSetStatus, bool)
+	Policy(record.Key) (assemble.PolicyStatus, bool)
 	// Converged tells how far a fleet is with an index; part names the record whose rejection counts, "" = any listener's.
 	Converged(fleet string, index uint64, part record.Key) Convergence
 	// Reached is the index up to which every proxy of a fleet that counts has ACKed what it was sent (0 where none counts, the highest number where
@@ -281,6 +282,13 @@ func (w *Writer) compose(k record.Key) (composed, bool) {
 		return w.class(k)
 	case record.KindListenerSet:
 		return w.listenerSet(k)
+	case record.KindPolicy:
+		s, ok := w.Facts.Policy(k)
+		return composed{object: s.Object, with: func(present []byte, now metav1.Time) (any, error) {
+			var p gatewayv1.PolicyStatus
+			err := json.Unmarshal(present, &p)
+			return Policy(s, now, p, w.ours), err
+		}}, ok
 	}
 	return composed{}, false
 }

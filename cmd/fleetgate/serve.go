@@ -501,7 +501,8 @@ func (r *replica) addresses(cluster string) []string {
 }
 
 // Class passes on what is assembled.
-func (r *replica) Class(k record.Key) (assemble.ClassStatus, bool) { return r.pipe.Class(k) }
+func (r *replica) Class(k record.Key) (assemble.ClassStatus, bool)   { return r.pipe.Class(k) }
+func (r *replica) Policy(k record.Key) (assemble.PolicyStatus, bool) { return r.pipe.Policy(k) }
 func (r *replica) ListenerSet(k record.Key) (assemble.ListenerSetStatus, bool) {
 	return r.pipe.ListenerSet(k)
 }

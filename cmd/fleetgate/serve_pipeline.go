@@ -245,11 +245,18 @@ func (p *pipeline) due(fleet string, index uint64) uint64 {
 	return min(index, p.fleets[fleet])
 }
 
-// attached lists what else has a status because of a Gateway: ListenerSets.
+// Policy reads what committed state says of a policy on backends.
+func (p *pipeline) Policy(k record.Key) (assemble.PolicyStatus, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.PolicyStatus(k)
+}
+
+// attached lists what else has a status because of a Gateway: ListenerSets and policies.
 func (p *pipeline) attached() []record.Key {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	return p.state.ListenerSets()
+	return append(p.state.ListenerSets(), p.state.Policies()...)
 }
 
 // keys lists the Gateways and routes that have a status.

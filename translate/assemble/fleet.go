@@ -128,7 +128,7 @@ func (f *fleet) desired(s *State) map[resourceKey]Resource {
 	for _, c := range f.gateway.configs {
 		put(f.flushed(c, s))
 		for k := range c.backends {
-			for _, r := range s.backend(k) {
+			for _, r := range s.backend(k, f.gateway) {
 				put(r)
 			}
 		}
@@ -155,7 +155,7 @@ func (f *fleet) refreshBackend(k record.Key, s *State) []Resource {
 	var out []Resource
 	var want []Resource
 	if f.gateway.routesTo(k) {
-		want = s.backend(k)
+		want = s.backend(k, f.gateway)
 	}
 	for _, r := range want {
 		out = append(out, f.put(r)...)
@@ -194,13 +194,17 @@ func (s *State) cluster(k record.Key) (string, bool) {
 }
 
 // backend gives a backend's cluster with its endpoints; nothing where the Service is missing: requests then answer 500, as their routes say.
-func (s *State) backend(k record.Key) []Resource {
+func (s *State) backend(k record.Key, g *gateway) []Resource {
 	name, ok := s.cluster(k)
 	if !ok {
 		return nil
 	}
 	e := s.entries[k]
-	out := []Resource{s.resource(TypeCluster, name, e, as[record.Backend](e).Bytes)}
+	cluster, ok := s.secured(s.resource(TypeCluster, name, e, as[record.Backend](e).Bytes), as[record.Backend](e), g)
+	if !ok {
+		return nil
+	}
+	out := []Resource{cluster}
 	if e := s.entries[endpointsKey(k)]; as[record.Endpoints](e) != nil {
 		out = append(out, s.resource(TypeEndpoints, name, e, as[record.Endpoints](e).Bytes))
 	}

@@ -308,7 +308,7 @@ func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) 
 
 // place puts a route into the configurations that its bindings name and takes it out of the others. It gives the backends whose use by the Gateway changed.
 func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched []record.Key) {
-	g.placeStreams(k, s, bindings)
+	touched = g.placeStreams(k, s, bindings)
 	by := map[*config][]binding{}
 	for _, b := range bindings {
 		by[b.config] = append(by[b.config], b)

@@ -58,6 +58,8 @@ func decode(kind record.Kind, c *Content) *decoded {
 		d.value, d.err = read[record.Secret](c.Payload)
 	case record.KindListenerSet:
 		d.value, d.err = read[record.ListenerSet](c.Payload)
+	case record.KindPolicy:
+		d.value, d.err = read[record.Policy](c.Payload)
 	case record.KindTrust:
 		d.value, d.err = read[record.Trust](c.Payload)
 	}

@@ -152,6 +152,9 @@ func allStatuses(s *State) map[record.Key]any {
 	for _, k := range s.Routes() {
 		out[k], _ = s.RouteStatus(k)
 	}
+	for _, k := range s.Policies() {
+		out[k], _ = s.PolicyStatus(k)
+	}
 	for _, k := range s.ListenerSets() {
 		out[k], _ = s.ListenerSetStatus(k)
 	}
@@ -245,7 +248,9 @@ func randomEdit(r *rand.Rand, w *world) Change {
 
 func randomKey(r *rand.Rand) record.Key {
 	ns := pick(r, randomNamespaces...)
-	switch r.IntN(14) {
+	switch r.IntN(15) {
+	case 14:
+		return record.Key{Cluster: "c", Namespace: pick(r, "a", "b"), Kind: record.KindPolicy, Name: "BackendTLSPolicy/p"}
 	case 12:
 		return setKey(pick(r, "infra", "a"), pick(r, "set1", "set2"))
 	case 13:
@@ -279,6 +284,12 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 	case record.KindListenerSet:
 		g, refs := randomGateway(r, k)
 		return record.ListenerSet{Object: record.Object{Kind: "ListenerSet", Namespace: k.Namespace, Name: k.Name, Generation: 2}, Created: epoch.Add(time.Duration(r.IntN(2)) * time.Second), Parent: parentOf(gatewayKey(pick(r, "infra", "a"), "gw")), Listeners: g.(record.Gateway).Listeners}, listenerRefs(refs)
+	case record.KindPolicy:
+		p := record.Policy{Object: record.Object{Kind: "BackendTLSPolicy", Namespace: k.Namespace, Name: "p"}, Services: []string{pick(r, "s1", "s2")}}
+		if r.IntN(3) == 0 {
+			p.Problems = []record.Problem{{Condition: "Accepted", Reason: "Conflicted", Message: "another", Rule: -1}}
+		}
+		return p, nil
 	case record.KindTrust:
 		t := record.Trust{PEM: []byte(pick(r, "one", "two"))}
 		if r.IntN(3) == 0 {
@@ -291,6 +302,12 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 		b := backendRecord(k)
 		b.Missing = r.IntN(4) == 0
 		b.Bytes = append(b.Bytes, byte('0'+r.IntN(3)))
+		switch r.IntN(6) {
+		case 0:
+			b.TLS = &record.BackendTLS{ServerName: "s.example", Trust: []byte("pem")}
+		case 1:
+			b.Missing, b.Problem = true, &record.Problem{Condition: "ResolvedRefs", Reason: "UnsupportedProtocol", Message: "https", Rule: -1}
+		}
 		return b, nil
 	case record.KindEndpoints:
 		e := endpointsRecord(backendKey(k))

@@ -42,10 +42,21 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 			out.MissingParents = append(out.MissingParents, name)
 		}
 		if a, o := r.outcome(i); a != nil && s.fleets[a.gateway.key] != nil {
-			out.Parents = append(out.Parents, parentStatus(route, o, a.gateway, len(a.bindings) > 0))
+			out.Parents = append(out.Parents, parentStatus(s.withBackends(route, newest), o, a.gateway, len(a.bindings) > 0))
 		}
 	}
 	return out, true
+}
+
+// withBackends adds to a route's problems those of its backends that only their owner could find.
+func (s *State) withBackends(r *record.Route, d *decoded) *record.Route {
+	out := *r
+	for _, k := range d.Refs {
+		if b := as[record.Backend](s.entries[k]); b != nil && b.Problem != nil {
+			out.Problems = append(slices.Clip(out.Problems), *b.Problem)
+		}
+	}
+	return &out
 }
 
 // outcome finds what came of a parentRef.

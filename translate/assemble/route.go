@@ -122,7 +122,9 @@ func (s *State) reattach(k record.Key, g *gateway, old, next *routeState, use *s
 		next.shown[g.key] = shown
 	}
 	w.fleet(g.key)
-	for _, b := range g.place(k, use, bindings) {
+	touched := g.place(k, use, bindings)
+	s.markPolicies(touched, w)
+	for _, b := range touched {
 		w.backend(g.key, b)
 	}
 }

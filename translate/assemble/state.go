@@ -25,6 +25,7 @@ type State struct {
 	referrers map[record.Key]set // by the record that is named: routes and Gateways that name it
 	children  map[record.Key]set // by Gateway or ListenerSet: routes with a parentRef to it
 	sets      map[record.Key]set // by Gateway: ListenerSets that name it
+	policies  map[space]set      // by namespace: its policies on backends
 	spaces    map[space]set      // by namespace: its routes and ListenerSets
 	gateways  set                // records of Gateways
 	fleets    map[record.Key]*fleet
@@ -60,6 +61,7 @@ func New(c Config) *State {
 		referrers: map[record.Key]set{},
 		children:  map[record.Key]set{},
 		sets:      map[record.Key]set{},
+		policies:  map[space]set{},
 		spaces:    map[space]set{},
 		gateways:  set{},
 		fleets:    map[record.Key]*fleet{},
@@ -157,6 +159,8 @@ func (s *State) mark(k record.Key, next *entry, w *work) {
 		w.routes[k] = struct{}{}
 	case record.KindGateway:
 		w.gateways[k] = struct{}{}
+	case record.KindPolicy:
+		w.status[k] = struct{}{}
 	case record.KindBackend:
 		w.backends[k] = struct{}{}
 	case record.KindEndpoints:
@@ -219,6 +223,8 @@ func (s *State) index(e *entry) {
 	switch e.key.Kind {
 	case record.KindGateway:
 		s.gateways[e.key] = struct{}{}
+	case record.KindPolicy:
+		link(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
 	case record.KindListenerSet:
 		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
 		for _, g := range setParents(e) {
@@ -239,6 +245,8 @@ func (s *State) unindex(e *entry) {
 	switch e.key.Kind {
 	case record.KindGateway:
 		delete(s.gateways, e.key)
+	case record.KindPolicy:
+		unlink(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
 	case record.KindListenerSet:
 		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
 		for _, g := range setParents(e) {
@@ -316,6 +324,7 @@ func (s *State) rebuild(k record.Key, w *work) {
 	var before *gateway
 	if f != nil {
 		before = f.gateway
+		s.markPolicies(before.reached(), w)
 	}
 	switch {
 	case next == nil && f == nil:

@@ -51,27 +51,28 @@ func (g *gateway) stream(l *listener, domain string) *stream {
 	return st
 }
 
-// placeStreams puts a route into the streams that its bindings name, and takes it out of the others.
-func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) {
+// placeStreams puts a route into the streams that its bindings name, and takes it out of the others. It gives the backends whose use may have changed.
+func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) (touched []record.Key) {
 	for name, st := range g.streams {
-		if _, was := st.routes[k]; !was {
+		old, was := st.routes[k]
+		if !was {
 			continue
 		}
+		touched = append(touched, old.backends()...)
 		delete(st.routes, k)
 		g.streamsDirty = true
 		if len(st.routes) == 0 && st.domain != domain(st.listener.hostname) {
 			delete(g.streams, name)
 		}
 	}
-	if s == nil {
-		return
-	}
 	for _, b := range bindings {
-		if b.config == nil {
+		if s != nil && b.config == nil {
 			g.stream(b.listener, b.domain).routes[k] = contender{s, b.original}
 			g.streamsDirty = true
+			touched = append(touched, s.backends()...)
 		}
 	}
+	return touched
 }
 
 // streamsOf are the streams of a listener by domain.
@@ -114,15 +115,39 @@ func (g *gateway) flushStreams(s *State) {
 	g.buildPorts(s.config)
 	for _, name := range slices.Sorted(maps.Keys(g.streams)) {
 		st := g.streams[name]
-		if r, err := st.cluster(g); err == nil { // constants of ours: it cannot fail for one name and not for another
+		if r, err := st.cluster(g, s); err == nil { // what could fail was checked when the policy was compiled
 			g.streamResources = append(g.streamResources, r, st.endpoints(g, s))
 		}
 	}
 }
 
-func (st *stream) cluster(g *gateway) (Resource, error) {
-	b, err := envoy.Marshal(envoy.StreamCluster(st.name))
-	return Resource{Type: TypeCluster, Name: st.name, Version: record.Hash(b), Bytes: [][]byte{b}, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}, err
+// cluster is the stream's, and speaks TLS with those of the winner's backends whose policies say so, if TLS ended at the listener.
+func (st *stream) cluster(g *gateway, s *State) (Resource, error) {
+	out := Resource{Type: TypeCluster, Name: st.name, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
+	c := envoy.StreamCluster(st.name)
+	if winner := st.winner(); winner != nil && st.listener.tls() && st.listener.terminates() {
+		seen := map[record.Key]bool{}
+		for _, share := range winner.shares() {
+			if share.Backend == nil || seen[*share.Backend] {
+				continue
+			}
+			seen[*share.Backend] = true
+			e := s.entries[*share.Backend]
+			if b := as[record.Backend](e); b != nil && b.TLS != nil {
+				if err := envoy.StreamTLS(c, record.ClusterName(*share.Backend), upstream(b.TLS, g)); err != nil {
+					return out, err
+				}
+				out.Index = max(out.Index, e.live.Index)
+				out.Parts[0][PartID(e.key)] = e.live.form
+			}
+		}
+	}
+	if g.client != "" && len(c.TransportSocketMatches) > 0 {
+		out.Uses = []string{g.client}
+	}
+	b, err := envoy.Marshal(c)
+	out.Bytes, out.Version = [][]byte{b}, record.Hash(b)
+	return out, err
 }
 
 // endpoints are those of the winner's backends, each a locality with its weight.

@@ -8,11 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -120,11 +122,26 @@ func TestStreamAssignment(t *testing.T) {
 	}{{"a", 9, []Endpoint{{"10.0.0.1", 80}, {"10.0.0.2", 80}}}, {"refused", 3, []Endpoint{{"127.0.0.1", 0}}}} {
 		group := LoadAssignment("", p.endpoints).Endpoints[0]
 		group.Locality = &corev3.Locality{Zone: p.name}
+		group.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": {Fields: map[string]*structpb.Value{"part": structpb.NewStringValue(p.name)}}}}
 		group.LoadBalancingWeight = wrapperspb.UInt32(p.weight)
 		want.Endpoints = append(want.Endpoints, group)
 	}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
+
+// TestClusterTLS holds the field that is appended to a Cluster against the proto.
+func TestClusterTLS(t *testing.T) {
+	tls := BackendTLS{ServerName: "a.example", Names: []SubjectName{{URI: true, Value: "spiffe://a"}}, Trust: []byte("pem"), Client: "client"}
+	plain := must(Cluster("c", true))(t)
+	got := &clusterv3.Cluster{}
+	if err := proto.Unmarshal(append(must(Marshal(plain))(t), must(ClusterTLS(tls))(t)...), got); err != nil {
+		t.Fatal(err)
+	}
+	plain.TransportSocket = must(UpstreamTLS(tls))(t)
+	if !proto.Equal(got, plain) {
+		t.Errorf("got %v\nwant %v", got, plain)
 	}
 }
 

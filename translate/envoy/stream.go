@@ -12,6 +12,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -46,6 +47,7 @@ type StreamPart struct {
 const (
 	assignmentName, assignmentEndpoints = 1, 2
 	localityLocality, localityWeight    = 1, 3
+	localityMetadata                    = 9
 	localityZone                        = 2
 	wrapperValue                        = 1
 )
@@ -71,6 +73,9 @@ func StreamAssignment(name string, parts []StreamPart) []byte {
 func locality(name string, group []byte, weight uint32) []byte {
 	b := appendBytes(nil, localityLocality, appendBytes(nil, localityZone, name))
 	b = append(b, group...)
+	if m, err := Marshal(&corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{socketMatch: partOf(name)}}); err == nil { // it cannot fail
+		b = appendBytes(b, localityMetadata, m)
+	}
 	return appendBytes(b, localityWeight, protowire.AppendVarint(protowire.AppendTag(nil, wrapperValue, protowire.VarintType), uint64(weight)))
 }
 

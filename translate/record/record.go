@@ -27,6 +27,7 @@ const (
 
 	KindListenerSet Kind = "listenerset" // a ListenerSet: further listeners of a Gateway
 	KindTrust       Kind = "trust"       // certificates of authorities, from a ConfigMap
+	KindPolicy      Kind = "policy"      // a policy on backends: what its status says
 )
 
 // Key names a record. Namespace is empty for a thing without namespace (class, namespace records have the
@@ -226,6 +227,31 @@ type Backend struct {
 	Bytes []byte // envoy.config.cluster.v3.Cluster
 	// Missing says that the Service or port does not exist any more ("unresolved"): the cluster is not served, requests answer 500.
 	Missing bool
+	// TLS is how proxies speak TLS with it, nil = they do not. Assembly adds it to the bytes, for the certificate that the backend sees is the Gateway's.
+	TLS *BackendTLS `json:",omitempty"`
+	// Problem is why it is Missing where routes should say so.
+	Problem *Problem `json:",omitempty"`
+}
+
+// BackendTLS is TLS towards a backend.
+type BackendTLS struct {
+	ServerName string        // SNI, and the name in the certificate where Names is empty
+	Names      []SubjectName `json:",omitempty"` // one of these must be in the certificate
+	Trust      []byte        `json:",omitempty"` // PEM of the authorities, nil = those of the proxy's system
+	Protocols  []string      `json:",omitempty"` // ALPN
+}
+
+// SubjectName is a subject alternative name.
+type SubjectName struct {
+	URI   bool `json:",omitempty"`
+	Value string
+}
+
+// Policy is a policy attached to Services of its own namespace: what it does is compiled into their backends.
+type Policy struct {
+	Object   Object
+	Services []string // that it names
+	Problems []Problem
 }
 
 // Endpoints is the load assignment of a Backend of the same name.

@@ -1,0 +1,130 @@
+package assemble
+
+import (
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/envoy"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// PolicyStatus is what committed records say of a policy on backends: the same for each of its ancestors.
+type PolicyStatus struct {
+	Object     record.Object
+	Ancestors  []PolicyAncestor // the Gateways of ours with routes to what it names, sorted
+	Conditions []metav1.Condition
+}
+
+// PolicyAncestor is one Gateway.
+type PolicyAncestor struct {
+	Gateway    record.Key
+	Controller string
+}
+
+// PolicyStatus gives the status of a policy.
+func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	p := as[record.Policy](s.entries[k])
+	if p == nil {
+		return PolicyStatus{}, false
+	}
+	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(p)}
+	for _, f := range s.fleets {
+		if f.key.Cluster == k.Cluster && f.gateway.reaches(k.Namespace, p.Services) {
+			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class})
+		}
+	}
+	slices.SortFunc(out.Ancestors, func(a, b PolicyAncestor) int { return a.Gateway.Compare(b.Gateway) })
+	return out, true
+}
+
+// Policies are the records of all policies, sorted.
+func (s *State) Policies() []record.Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []record.Key
+	for _, all := range s.policies {
+		for k := range all {
+			out = append(out, k)
+		}
+	}
+	slices.SortFunc(out, record.Key.Compare)
+	return out
+}
+
+// reaches tells whether routes of a Gateway lead to one of some Services.
+func (g *gateway) reaches(namespace string, services []string) bool {
+	hit := func(b record.Key) bool {
+		service, _, _ := strings.Cut(b.Name, "/")
+		return b.Namespace == namespace && slices.Contains(services, service)
+	}
+	return slices.ContainsFunc(g.reached(), hit)
+}
+
+// reached are the backends that routes of a Gateway lead to.
+func (g *gateway) reached() []record.Key {
+	var out []record.Key
+	for _, c := range g.configs {
+		for b := range c.backends {
+			out = append(out, b)
+		}
+	}
+	for _, st := range g.streams {
+		for _, r := range st.routes {
+			out = append(out, r.backends()...)
+		}
+	}
+	return out
+}
+
+// markPolicies notes that who reaches backends may have changed, which the policies of their namespaces say.
+func (s *State) markPolicies(backends []record.Key, w *work) {
+	for _, b := range backends {
+		for p := range s.policies[space{b.Cluster, b.Namespace}] {
+			w.status[p] = struct{}{}
+		}
+	}
+}
+
+// secured gives a backend's cluster as a Gateway has it: speaking TLS where the backend's policy says so, with the Gateway's own certificate.
+func (s *State) secured(r Resource, b *record.Backend, g *gateway) (Resource, bool) {
+	if b.TLS == nil {
+		return r, true
+	}
+	more, err := envoy.ClusterTLS(upstream(b.TLS, g))
+	if err != nil {
+		return r, false
+	}
+	r.Bytes = append(r.Bytes, more)
+	r.Version = record.Hash(slices.Concat(r.Bytes...))
+	if g.client != "" {
+		r.Uses = []string{g.client}
+	}
+	return r, true
+}
+
+func upstream(t *record.BackendTLS, g *gateway) envoy.BackendTLS {
+	out := envoy.BackendTLS{ServerName: t.ServerName, Trust: t.Trust, Protocols: t.Protocols, Client: g.client}
+	for _, n := range t.Names {
+		out.Names = append(out.Names, envoy.SubjectName(n))
+	}
+	return out
+}
+
+// policyConditions are the conditions of a policy.
+func policyConditions(p *record.Policy) []metav1.Condition {
+	generation := p.Object.Generation
+	accepted := condition(string(gatewayv1.PolicyConditionAccepted), true, string(gatewayv1.PolicyReasonAccepted), "the policy is followed", generation)
+	resolved := condition(string(gatewayv1.BackendTLSPolicyConditionResolvedRefs), true, string(gatewayv1.BackendTLSPolicyReasonResolvedRefs), "all references are resolved", generation)
+	if reason, message, bad := summary(p.Problems, accepted.Type); bad {
+		accepted = condition(accepted.Type, false, reason, message, generation)
+	}
+	if reason, message, bad := summary(p.Problems, resolved.Type); bad {
+		resolved = condition(resolved.Type, false, reason, message, generation)
+	}
+	return append([]metav1.Condition{accepted, resolved}, others(p.Problems, generation, accepted.Type, resolved.Type)...)
+}

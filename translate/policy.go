@@ -1,0 +1,155 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// A BackendTLSPolicy (GEP-1897) and the Service that it speaks of share a namespace. So whoever compiles the backend reads the policy, and what the policy means is
+// in the backend's record; the policy's own record holds what its status says.
+
+// tlsPolicies gives the BackendTLSPolicies of a namespace that name a Service, with the part of it that each means ("" = all), the winner of each part first.
+func tlsPolicies(v *view, namespace, service string) (out []policyTarget) {
+	for _, p := range set[policyFact](v, input{inputTLS, namespace, ""}) {
+		for _, t := range p.spec.TargetRefs {
+			if isService(t) && string(t.Name) == service {
+				out = append(out, policyTarget{p, string(value(t.SectionName))})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b policyTarget) int {
+		return cmp.Or(a.policy.created.Compare(b.policy.created), strings.Compare(a.policy.object.Name, b.policy.object.Name))
+	})
+	return out
+}
+
+type policyTarget struct {
+	policy  *policyFact
+	section string
+}
+
+func isService(t gatewayv1.LocalPolicyTargetReferenceWithSectionName) bool {
+	return t.Group == "" && t.Kind == "Service"
+}
+
+// backendTLS says how to speak TLS with a port of a Service; refused where the policy that counts cannot be followed: nothing goes there in the clear instead.
+func backendTLS(v *view, namespace, service string, port servicePort) (_ *record.BackendTLS, refused bool) {
+	targets := tlsPolicies(v, namespace, service)
+	i := slices.IndexFunc(targets, func(t policyTarget) bool { return t.section != "" && t.section == port.name })
+	if i < 0 {
+		i = slices.IndexFunc(targets, func(t policyTarget) bool { return t.section == "" })
+	}
+	if i < 0 {
+		return nil, false
+	}
+	tls, problems := policyTLS(v, targets[i].policy)
+	return tls, slices.ContainsFunc(problems, func(p record.Problem) bool { return p.Condition == "Accepted" })
+}
+
+// policyTLS reads a policy, with what is wrong with it: a problem of Accepted says that it cannot be followed at all.
+func policyTLS(v *view, f *policyFact) (*record.BackendTLS, []record.Problem) {
+	in := &f.spec.Validation
+	out := &record.BackendTLS{ServerName: string(in.Hostname)}
+	problems := policyTrust(v, f, out)
+	if !preciseHostname(out.ServerName) {
+		problems = append(problems, accepted("Invalid", fmt.Sprintf("validation.hostname %q is no DNS name: correct it", in.Hostname)))
+	}
+	for _, san := range in.SubjectAltNames {
+		switch san.Type {
+		case gatewayv1.HostnameSubjectAltNameType:
+			out.Names = append(out.Names, record.SubjectName{Value: string(san.Hostname)})
+		case gatewayv1.URISubjectAltNameType:
+			out.Names = append(out.Names, record.SubjectName{URI: true, Value: string(san.URI)})
+		default:
+			problems = append(problems, accepted("Invalid", fmt.Sprintf("subjectAltNames of type %s are not supported: use Hostname or URI", san.Type)))
+		}
+	}
+	if len(f.spec.Options) > 0 {
+		problems = append(problems, accepted("Invalid", "options are not supported, and nothing is sent without them: remove them"))
+	}
+	return out, problems
+}
+
+func preciseHostname(h string) bool {
+	return len(h) <= 253 && hostname.MatchString(h) && !strings.HasPrefix(h, "*")
+}
+
+// policyTrust reads whom a policy trusts. A reference that cannot be used is left out; where none is left, the policy cannot be followed.
+func policyTrust(v *view, f *policyFact, out *record.BackendTLS) (problems []record.Problem) {
+	in := &f.spec.Validation
+	if len(in.CACertificateRefs) == 0 {
+		switch known := value(in.WellKnownCACertificates); known {
+		case gatewayv1.WellKnownCACertificatesSystem:
+			return nil
+		case "":
+			return []record.Problem{accepted("Invalid", "nobody is trusted: name caCertificateRefs or wellKnownCACertificates")}
+		default:
+			return []record.Problem{accepted("Invalid", fmt.Sprintf("wellKnownCACertificates %s is not supported: use System or caCertificateRefs", known))}
+		}
+	}
+	for _, ref := range in.CACertificateRefs {
+		if ref.Group != "" || ref.Kind != "ConfigMap" {
+			problems = append(problems, unresolved(string(gatewayv1.BackendTLSPolicyReasonInvalidKind), fmt.Sprintf("caCertificateRef %s is no core ConfigMap: name a ConfigMap with a key ca.crt", ref.Name)))
+			continue
+		}
+		bundle, reason := authorities(v, string(ref.Kind), f.object.Namespace, string(ref.Name))
+		if reason != "" {
+			problems = append(problems, unresolved(string(gatewayv1.BackendTLSPolicyReasonInvalidCACertificateRef), fmt.Sprintf("%s %s %s", ref.Kind, ref.Name, reason)))
+			continue
+		}
+		out.Trust = append(out.Trust, bundle...)
+	}
+	if len(out.Trust) == 0 {
+		problems = append(problems, accepted(string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate), "none of the authorities can be used, and nothing is sent without them; see ResolvedRefs"))
+	}
+	return problems
+}
+
+// compilePolicy makes the record of a BackendTLSPolicy.
+func compilePolicy(v *view, k record.Key) compiled {
+	kind, name := splitRoute(k.Name)
+	f := fact[policyFact](v, kind, k.Namespace, name)
+	out := record.Policy{Object: f.object}
+	_, out.Problems = policyTLS(v, f)
+	lost := 0
+	for _, t := range f.spec.TargetRefs {
+		if !isService(t) {
+			out.Problems = append(out.Problems, accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("target %s is no core Service: name a Service", t.Name)))
+			continue
+		}
+		if !slices.Contains(out.Services, string(t.Name)) {
+			out.Services = append(out.Services, string(t.Name))
+		}
+		if winner := tlsWinner(v, k.Namespace, t); winner != f {
+			lost++
+			out.Problems = append([]record.Problem{conflicted(winner, t)}, out.Problems...)
+		}
+	}
+	if lost > 0 && lost < len(f.spec.TargetRefs) { // the rest of it is followed
+		for i := range out.Problems {
+			if out.Problems[i].Reason == string(gatewayv1.PolicyReasonConflicted) {
+				out.Problems[i].Condition = "PartiallyInvalid"
+			}
+		}
+	}
+	return compiled{value: out}
+}
+
+func tlsWinner(v *view, namespace string, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) *policyFact {
+	for _, other := range tlsPolicies(v, namespace, string(t.Name)) {
+		if other.section == string(value(t.SectionName)) {
+			return other.policy
+		}
+	}
+	return nil
+}
+
+func conflicted(winner *policyFact, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) record.Problem {
+	return accepted(string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("BackendTLSPolicy %s comes first for Service %s: remove one of the two", winner.object.Name, t.Name))
+}
