@@ -114,7 +114,7 @@ func (w *world) edit() {
 }
 
 func (w *world) change() Event {
-	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "BackendTLSPolicy", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
+	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "BackendTLSPolicy", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
 	o := w.make(kind)
 	e := eventOf(kind, o)
 	in := input{kind, e.Namespace, e.Name}
@@ -382,8 +382,8 @@ func (w *world) rule() gatewayv1.HTTPRouteRule {
 		return gatewayv1.HTTPBackendRef{BackendRef: w.backend(), Filters: some(r, 1, w.filter)}
 	})
 	if r.IntN(4) == 0 {
-		out.Timeouts = &gatewayv1.HTTPRouteTimeouts{Request: maybe[gatewayv1.Duration](r, "0s", "10s", "soon"), BackendRequest: maybe[gatewayv1.Duration](r, "1s", "-1s")}
-		out.Retry = maybe(r, gatewayv1.HTTPRouteRetry{Attempts: maybe(r, 0, 3), Backoff: maybe[gatewayv1.Duration](r, "10ms", "x"), Codes: []gatewayv1.HTTPRouteRetryStatusCode{503}})
+		out.Timeouts = &gatewayv1.HTTPRouteTimeouts{Request: maybe[gatewayv1.Duration](r, "0s", "10s", "10s", "10s", "soon"), BackendRequest: maybe[gatewayv1.Duration](r, "1s", "1s", "1s", "-1s")}
+		out.Retry = maybe(r, gatewayv1.HTTPRouteRetry{Attempts: maybe(r, 0, 3, 3), Backoff: maybe[gatewayv1.Duration](r, "10ms", "10ms", "10ms", "x"), Codes: []gatewayv1.HTTPRouteRetryStatusCode{503}})
 	}
 	if r.IntN(20) == 0 {
 		out.SessionPersistence = &gatewayv1.SessionPersistence{}
