@@ -49,6 +49,10 @@ func obey(failures *os.File) error {
 	if o.Join != 0 {
 		return join(o, failures)
 	}
+	if o.Inside {
+		unix.CloseOnExec(networkFD)
+		return become(o.Spec)
+	}
 	if err := unix.Setns(networkFD, unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("entering the pod's network: %w", err)
 	}
@@ -164,27 +168,32 @@ func setUser(p Process) error {
 	return nil
 }
 
-// join runs a command in a running container. The process namespace counts for children only, so this process stays outside, waits, and ends as the command does.
+// join runs a command in a running container. The process namespace counts for children only, so this process stays outside, starts itself once more inside,
+// waits, and ends as the command does.
 func join(o order, failures *os.File) error {
+	self, err := os.Open("/proc/self/exe") // inside, this process has no entry in /proc
+	if err != nil {
+		return fmt.Errorf("opening this program: %w", err)
+	}
 	if err := enter(o.Join); err != nil {
 		return err
 	}
-	path, err := prepare(o.Spec)
+	orders, tell, err := os.Pipe()
 	if err != nil {
-		return err
+		return fmt.Errorf("making a pipe for a command: %w", err)
 	}
-	p := o.Spec.Process
-	cmd := &exec.Cmd{Path: path, Args: p.Args, Env: p.Env, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Pdeathsig:  syscall.SIGKILL,
-		Credential: &syscall.Credential{Uid: p.UID, Gid: p.GID, Groups: p.Groups},
-		Setpgid:    !o.Terminal,
+	cmd := &exec.Cmd{Path: fmt.Sprintf("/proc/self/fd/%d", networkFD), Args: []string{childName}, Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	cmd.ExtraFiles = []*os.File{orders, failures, self}
+	if err := cmd.Start(); err != nil { // with a Pdeathsig, Go would take the invisible parent for a dead one
+		return fmt.Errorf("starting a command: %w", err)
 	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("exec: %q: %w", path, err)
+	_ = orders.Close()
+	if err := json.NewEncoder(tell).Encode(order{Spec: o.Spec, Inside: true}); err != nil {
+		return fmt.Errorf("ordering a command: %w", err)
 	}
-	_ = failures.Close() // it runs
-	_ = cmd.Wait()       // the state says all
+	_ = tell.Close()
+	_ = failures.Close()
+	_ = cmd.Wait() // the state says all
 	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if status.Signaled() {
 		os.Exit(128 + int(status.Signal()))

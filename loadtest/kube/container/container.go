@@ -86,8 +86,9 @@ type Exit struct {
 type order struct {
 	Spec Spec
 	// Join is the process whose container the command shall run in; 0 makes a new container.
-	Join     int
-	Terminal bool
+	Join int
+	// Inside says that the process is in its container already.
+	Inside bool
 }
 
 // Start starts a container in a network namespace and returns once its program runs.
@@ -99,7 +100,7 @@ func Start(spec Spec, network *os.File, stdio Stdio) (*Running, error) {
 func (r *Running) Exec(args []string, stdio Stdio) (*Running, error) {
 	spec := r.spec
 	spec.Args = args
-	return start(order{Spec: spec, Join: r.PID(), Terminal: stdio.Terminal}, nil, stdio, 0)
+	return start(order{Spec: spec, Join: r.PID()}, nil, stdio, 0)
 }
 
 func start(o order, network *os.File, stdio Stdio, flags uintptr) (*Running, error) {

@@ -66,17 +66,21 @@ func TestContainerSeesWhatItsSpecSays(t *testing.T) {
 		script, want string
 		change       func(*container.Spec)
 	}{
-		"environment is not passed":         {script: "echo $GREETING", want: "hello"},
-		"working directory is missing":      {script: "pwd", want: "/work/here"},
-		"host name is the machine's":        {script: "cat /proc/sys/kernel/hostname", want: "pod-1"},
-		"other processes are visible":       {script: "echo $$", want: "1"},
-		"links in the image leave the root": {script: "cat /run/secrets/here/token", want: "secret", change: func(s *container.Spec) { s.Mounts = []container.Mount{{Source: volume, Target: "/var/run/secrets/here"}} }},
-		"a read-only volume is writable":    {script: "touch /v/x 2>/dev/null || echo refused", want: "refused", change: func(s *container.Spec) { s.Mounts = []container.Mount{{Source: volume, Target: "/v", ReadOnly: true}} }},
-		"a read-only root is writable":      {script: "touch /x 2>/dev/null || echo refused", want: "refused", change: func(s *container.Spec) { s.ReadOnlyRoot = true }},
-		"files cannot be mounted":           {script: "cat /etc/hosts", want: "secret", change: func(s *container.Spec) { s.Mounts = []container.Mount{{Source: filepath.Join(volume, "token"), Target: "/etc/hosts"}} }},
-		"user is not changed":               {script: "id -u; id -g; id -G; grep CapEff /proc/self/status", want: "65532\n7\n7 9\nCapEff:\t0000000000000000", change: func(s *container.Spec) { s.UID, s.GID, s.Groups = 65532, 7, []uint32{9} }},
-		"capabilities are not limited":      {script: "grep CapEff /proc/self/status", want: "CapEff:\t0000000000000400", change: func(s *container.Spec) { s.Capabilities = []int{unix.CAP_NET_BIND_SERVICE} }},
-		"a root keeps no changes":           {script: "echo new >/file; cat /file", want: "new", change: func(s *container.Spec) { s.Root = "/" }},
+		"environment is not passed":    {script: "echo $GREETING", want: "hello"},
+		"working directory is missing": {script: "pwd", want: "/work/here"},
+		"host name is the machine's":   {script: "cat /proc/sys/kernel/hostname", want: "pod-1"},
+		"other processes are visible":  {script: "echo $$", want: "1"},
+		"links in the image leave the root": {script: "cat /run/secrets/here/token", want: "secret", change: func(s *container.Spec) {
+			s.Mounts = []container.Mount{{Source: volume, Target: "/var/run/secrets/here"}}
+		}},
+		"a read-only volume is writable": {script: "touch /v/x 2>/dev/null || echo refused", want: "refused", change: func(s *container.Spec) { s.Mounts = []container.Mount{{Source: volume, Target: "/v", ReadOnly: true}} }},
+		"a read-only root is writable":   {script: "touch /x 2>/dev/null || echo refused", want: "refused", change: func(s *container.Spec) { s.ReadOnlyRoot = true }},
+		"files cannot be mounted": {script: "cat /etc/hosts", want: "secret", change: func(s *container.Spec) {
+			s.Mounts = []container.Mount{{Source: filepath.Join(volume, "token"), Target: "/etc/hosts"}}
+		}},
+		"user is not changed":          {script: "id -u; id -g; id -G; grep CapEff /proc/self/status", want: "65532\n7\n7 9\nCapEff:\t0000000000000000", change: func(s *container.Spec) { s.UID, s.GID, s.Groups = 65532, 7, []uint32{9} }},
+		"capabilities are not limited": {script: "grep CapEff /proc/self/status", want: "CapEff:\t0000000000000400", change: func(s *container.Spec) { s.Capabilities = []int{unix.CAP_NET_BIND_SERVICE} }},
+		"a root keeps no changes":      {script: "echo new >/file; cat /file", want: "new", change: func(s *container.Spec) { s.Root = "/" }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := shell(t, c.script)
@@ -130,7 +134,7 @@ func TestExecJoinsTheContainer(t *testing.T) {
 	if _, err := io.ReadFull(r, make([]byte, len("ready\n"))); err != nil {
 		t.Fatal(err)
 	}
-	command, err := c.Exec([]string{"sh", "-c", "cat /tmp/file; cat /proc/1/comm; exit 3"}, container.Stdio{Out: w})
+	command, err := c.Exec([]string{"sh", "-c", "cat /tmp/file; cat /proc/1/comm; exit 3"}, container.Stdio{Out: w, Err: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}
