@@ -206,3 +206,12 @@ func host(addr netip.Addr) *net.IPNet { return network(netip.PrefixFrom(addr, ad
 func network(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+// Current is a handle on the calling thread's own namespace.
+func Current() (*Namespace, error) {
+	file, err := onThread(func() (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())) })
+	if err != nil {
+		return nil, fmt.Errorf("opening the own network namespace: %w", err)
+	}
+	return &Namespace{file: file}, nil
+}
