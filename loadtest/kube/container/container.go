@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package container runs one container: a process in namespaces of its own (mounts, processes, host name), in the network namespace of its pod, with a root
 // file system put together by mounts.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package kubelet is a kubelet whose pods are processes: a node of a local cluster.
 //
 // A container is a process with a root of its own in the pod's network namespace (package container); a pod has an address that the node routes to (package

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package link holds the few operations on network namespaces, links, addresses and routes that a local Kubernetes needs.
 //
 // Every pod has a network namespace of its own and one veth pair into the namespace of the cluster. There is no bridge: the pod's address is a /32
