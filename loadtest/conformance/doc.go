@@ -5,4 +5,3 @@
 //
 // It is a module of its own because the suite needs a replace line and a few dozen modules that Fleetgate has no use for.
 package conformance
-

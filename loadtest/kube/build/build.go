@@ -48,7 +48,7 @@ func cache(ctx context.Context, elements ...string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("make the cache of built programs: %w", err)
 	}
-	return dir, nil
+	return filepath.EvalSymlinks(dir) // containers see these files, but not links that lead elsewhere in the machine
 }
 
 // Directory is where rigs are kept unless somebody says otherwise.

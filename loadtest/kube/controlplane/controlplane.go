@@ -40,8 +40,8 @@ rules:
 type ControlPlane struct {
 	cluster   rig.Cluster
 	processes []*process
-	// Admin may do everything; Node is the identity of the cluster's node.
-	Admin, Node *rest.Config
+	// Admin may do everything.
+	Admin *rest.Config
 }
 
 // New writes keys, certificates and kubeconfigs of a cluster; binaries is the directory of the programs.
@@ -52,9 +52,6 @@ func New(c rig.Cluster, binaries string, audit bool, log *slog.Logger) (*Control
 	}
 	p := &ControlPlane{cluster: c}
 	if p.Admin, err = loadConfig(c.NodeKubeconfig); err != nil {
-		return nil, err
-	}
-	if p.Node, err = loadConfig(k.path("kubelet.kubeconfig")); err != nil {
 		return nil, err
 	}
 	policy := ""
@@ -88,11 +85,18 @@ func loadConfig(path string) (*rest.Config, error) {
 	return config, nil
 }
 
-// Run keeps the components up until ctx ends. All start at once: each of them waits for what it needs.
+// Run keeps the components up until ctx ends. Controller manager and scheduler start once the API server is ready: they would give up on one that takes its time.
 func (p *ControlPlane) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, process := range p.processes {
-		g.Go(func() error { return process.run(ctx) })
+		g.Go(func() error {
+			if process.name == ControllerManager || process.name == Scheduler {
+				if err := p.AwaitReady(ctx); err != nil {
+					return err
+				}
+			}
+			return process.run(ctx)
+		})
 	}
 	return g.Wait()
 }

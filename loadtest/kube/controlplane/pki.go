@@ -147,7 +147,6 @@ func (k keys) writeIdentities(c rig.Cluster, ca *authority) error {
 		{name: "admin", user: "admin", groups: []string{"system:masters"}, kubeconfig: map[string]string{c.Kubeconfig: c.Server, c.NodeKubeconfig: inside}},
 		{name: "kube-controller-manager", user: "system:kube-controller-manager", kubeconfig: map[string]string{k.path("kube-controller-manager.kubeconfig"): inside}},
 		{name: "kube-scheduler", user: "system:kube-scheduler", kubeconfig: map[string]string{k.path("kube-scheduler.kubeconfig"): inside}},
-		{name: "kubelet", user: "system:node:" + c.NodeName, groups: []string{"system:nodes"}, kubeconfig: map[string]string{k.path("kubelet.kubeconfig"): inside}},
 	} {
 		p, err := ca.issue(i.user, i.groups, i.ips, i.names)
 		if err != nil {

@@ -51,7 +51,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("the API server at %s: %v", name, err)
 		}
 	}
-	for file, user := range map[string]string{"kubelet": "system:node:n", "kube-scheduler": "system:kube-scheduler", "kube-controller-manager": "system:kube-controller-manager"} {
+	for file, user := range map[string]string{"kube-scheduler": "system:kube-scheduler", "kube-controller-manager": "system:kube-controller-manager"} {
 		if got := readCertificate(t, k.path(file+".crt")).Subject.CommonName; got != user {
 			t.Errorf("%s is %q, want %q", file, got, user)
 		}

@@ -129,9 +129,17 @@ func (s *supervisor) bringUp(ctx, life context.Context, g *errgroup.Group, c rig
 		return err
 	}
 	s.tell(rig.Event{Cluster: c.Name, Text: "API server ready"})
+	s.startNode(life, g, c, plane)
 	steps, ctx := errgroup.WithContext(ctx)
 	steps.Go(func() error {
-		if err := plane.Install(ctx, s.state.CRDs); err != nil {
+		if err := awaitNode(ctx, c, plane); err != nil {
+			return err
+		}
+		s.tell(rig.Event{Cluster: c.Name, Text: "node ready"})
+		return nil
+	})
+	steps.Go(func() error {
+		if err := plane.Install(ctx, s.state.CRDs); err != nil || len(s.state.CRDs) == 0 {
 			return err
 		}
 		s.tell(rig.Event{Cluster: c.Name, Text: fmt.Sprintf("CRDs of the %s channel established", s.state.Channel)})
