@@ -5,6 +5,9 @@
 // resources followed by a small tail of the stream's own. What is sent is decided at the moment of sending, so a slow proxy gets
 // the newest version of everything and never a queue.
 //
+// The endpoints of a changed cluster follow it unasked; those of a new one wait to be asked for. The protocol has a subscription answered whatever was sent before, and a client may drop
+// what it has not subscribed to, so sending them ahead would send them twice to every proxy, for one round trip.
+//
 // Three accidents are prevented. A route never reaches a proxy before the clusters that it uses are warm there, and a cluster is removed only
 // after nothing that the proxy acknowledged refers to it (plan.go). A rejection is narrowed to the one resource that caused it, while
 // everything else goes on (ack.go). A replica that may be behind what a proxy has already seen adds, but takes nothing away (Config.Hold).
