@@ -69,11 +69,12 @@ func (s *stream) planType(t Type, now time.Time) []*response {
 	return out
 }
 
-// answer serves an id that was asked for. Only the gate may hold it back.
+// answer serves an id that was asked for. Only the gate may hold it back. Endpoints that are gone are told at once, though the client has their cluster still: it may be waiting for them to
+// take a change of that, which it did not acknowledge before; and then the removal of the cluster would wait too.
 func (s *stream) answer(t Type, it *item, b *batch, now time.Time) {
 	sub := &s.types[t]
 	if !it.exists() {
-		if sub.present.has(it.id) && !s.mayRemove(t, it, now) {
+		if sub.present.has(it.id) && (t != Endpoints || s.additive) && !s.mayRemove(t, it, now) {
 			sub.late.add(it.id)
 			return
 		}

@@ -451,3 +451,31 @@ func TestStrangersAreRefused(t *testing.T) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 }
+
+// TestEndpointsThatVanishWhileTheirClusterWarms are answered, or the client would wait for them, and the removal of the cluster for the client.
+func TestEndpointsThatVanishWhileTheirClusterWarms(t *testing.T) {
+	s := plainServer(Config{Gate: true, GateTimeout: time.Hour})
+	put(s, 1, clusterOf("a", "1"), endpointsOf("a", "1", 1), clusterOf("b", "1"))
+	p := openPipe(t, s)
+	p.ask(Cluster)
+	p.expect(Cluster, "a", "b")
+	p.ask(Endpoints, "a")
+	p.expect(Endpoints, "a")
+	put(s, 2, clusterOf("a", "2"))
+	changed := p.next()
+	p.expect(Endpoints, "a")
+	put(s, 3, gone(Cluster, "a"), gone(Endpoints, "a"))
+	p.ask(Endpoints, "a") // as one who waits for them
+	p.expect(Endpoints, "-a")
+	p.ack(changed)
+	p.ask(Listener)
+	p.ask(Route, "none")
+	for range 2 {
+		if r := p.next(); r.TypeUrl == URLs[Cluster] && slices.Equal(said(r), []string{"-a"}) {
+			return
+		} else {
+			p.ack(r)
+		}
+	}
+	p.expect(Cluster, "-a")
+}
