@@ -48,12 +48,13 @@ type input struct{ kind, namespace, name string }
 
 // Kinds of inputs beside the objects' own kinds.
 const (
-	inputPorts  = "/ports"               // behind the kind: the (scheme, port) pairs of a Gateway or a ListenerSet
-	inputClass  = "Gateway/class"        // the class of a Gateway
-	inputOurs   = "GatewayClass/ours"    // the controller of a GatewayClass
-	inputGrants = "ReferenceGrant/all"   // all grants of a namespace
-	inputTLS    = "BackendTLSPolicy/all" // all BackendTLSPolicies of a namespace
-	inputSlices = "EndpointSlice/all"    // all slices of a Service
+	inputPorts       = "/ports"                       // behind the kind: the (scheme, port) pairs of a Gateway or a ListenerSet
+	inputClass       = "Gateway/class"                // the class of a Gateway
+	inputOurs        = "GatewayClass/ours"            // the controller of a GatewayClass
+	inputGrants      = "ReferenceGrant/all"           // all grants of a namespace
+	inputTLS         = "BackendTLSPolicy/all"         // all BackendTLSPolicies of a namespace
+	inputSlices      = "EndpointSlice/all"            // all slices of a Service
+	inputDefinitions = "CustomResourceDefinition/all" // all CRDs of ours that a cluster has
 )
 
 // result is what a unit gave.
@@ -95,7 +96,7 @@ func (c *Compiler) Apply(events []Event) Output {
 		if e.Unknown {
 			continue
 		}
-		if e.Kind == "GatewayClass" || e.Kind == "Namespace" {
+		if e.Kind == "GatewayClass" || e.Kind == "Namespace" || e.Kind == "CustomResourceDefinition" {
 			e.Namespace = ""
 		}
 		for _, in := range c.learn(e) {
@@ -169,6 +170,8 @@ func (c *Compiler) learn(e Event) []input {
 		fact = factOf(e.Kind, e.Object)
 	}
 	switch e.Kind {
+	case "CustomResourceDefinition":
+		return c.file(input{inputDefinitions, "", ""}, e.Name, fact)
 	case "ReferenceGrant":
 		return c.file(input{inputGrants, e.Namespace, ""}, e.Name, fact)
 	case "EndpointSlice":

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
@@ -99,6 +100,8 @@ func factOf(kind string, o Object) any {
 		return &classFact{identityOf(kind, o), string(o.Spec.ControllerName), classParameters(o)}
 	case *v1alpha1.EnvoyFleet:
 		return &fleetFact{o.Spec}
+	case *metav1.PartialObjectMetadata:
+		return definitionOf(o)
 	case *corev1.Namespace:
 		return &namespaceFact{o.Labels}
 	case *gatewayv1.Gateway:

@@ -187,7 +187,7 @@ func merge(present, want []metav1.Condition, now metav1.Time) []metav1.Condition
 // foreign tells whether a condition type is none that the Gateway API or Fleetgate defines: those belong to others and are kept.
 func foreign(kind string) bool {
 	switch kind {
-	case "Accepted", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", ConditionRouteProgrammed:
+	case "Accepted", "SupportedVersion", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", ConditionRouteProgrammed:
 		return false
 	}
 	return true

@@ -48,7 +48,8 @@ type Writer struct {
 	Controllers []string
 	Logger      *slog.Logger
 	Now         func() time.Time
-	Written     func() // counts writes, may be nil
+	Written     func()                       // counts writes, may be nil
+	Features    []gatewayv1.SupportedFeature // that GatewayClasses of ours are said to have, sorted
 
 	mu     sync.Mutex
 	lanes  map[string]*lane
@@ -264,11 +265,13 @@ func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Durat
 
 // composed makes the status once the present one has been read.
 type composed struct {
-	object   record.Object
-	waits    []wait // fleets that do not run it yet
-	pending  bool   // what it refers to is not there yet
-	rejected bool   // a proxy refuses it: that is told without waiting for the others
-	with     func(present []byte, now metav1.Time) (any, error)
+	object    record.Object
+	waits     []wait // fleets that do not run it yet
+	pending   bool   // what it refers to is not there yet
+	finalizer string // what keeps the object from vanishing while it is used, "" = nothing does
+	used      bool
+	rejected  bool // a proxy refuses it: that is told without waiting for the others
+	with      func(present []byte, now metav1.Time) (any, error)
 }
 
 // compose gives how to make the status of a record's object; false where there is no such object.
@@ -347,12 +350,13 @@ func (w *Writer) route(k record.Key) (composed, bool) {
 // class claims a GatewayClass.
 func (w *Writer) class(k record.Key) (composed, bool) {
 	s, ok := w.Facts.Class(k)
-	return composed{object: s.Object, with: func(present []byte, now metav1.Time) (any, error) {
+	with := func(present []byte, now metav1.Time) (any, error) {
 		var p gatewayv1.GatewayClassStatus
 		err := json.Unmarshal(present, &p)
-		p.Conditions = merge(p.Conditions, s.Conditions, now)
+		p.Conditions, p.SupportedFeatures = merge(p.Conditions, s.Conditions, now), w.Features
 		return p, err
-	}}, ok
+	}
+	return composed{object: s.Object, with: with, finalizer: gatewayv1.GatewayClassFinalizerGatewaysExist, used: s.Used}, ok
 }
 
 func (w *Writer) ours(c gatewayv1.GatewayController) bool {
@@ -364,12 +368,21 @@ func (w *Writer) ours(c gatewayv1.GatewayController) bool {
 	return false
 }
 
-// write reads the present status, and replaces it if it differs.
+// write brings the object's status and finalizer up to date, where they differ.
 func (w *Writer) write(ctx context.Context, k record.Key, c composed) (bool, error) {
 	src := w.Facts.Source(k.Cluster)
 	if src == nil {
 		return false, nil
 	}
+	wrote, err := w.writeStatus(ctx, src, c)
+	if f, ok := src.(member.Finalizing); ok && err == nil && c.finalizer != "" {
+		err = f.Finalizer(ctx, c.object.Kind, c.object.Namespace, c.object.Name, c.finalizer, c.used)
+	}
+	return wrote, err
+}
+
+// writeStatus reads the present status, and replaces it if it differs.
+func (w *Writer) writeStatus(ctx context.Context, src member.Source, c composed) (bool, error) {
 	present, version, err := src.ReadStatus(ctx, c.object.Kind, c.object.Namespace, c.object.Name)
 	if errors.Is(err, member.ErrNotFound) {
 		return false, nil

@@ -122,7 +122,8 @@ type RouteStatus struct {
 type ClassStatus struct {
 	Object     record.Object
 	Controller string
-	Conditions []metav1.Condition // Accepted
+	Conditions []metav1.Condition // Accepted, SupportedVersion
+	Used       bool               // a Gateway names it
 }
 
 // ParentStatus is one parentRef of a route whose Gateway is ours.

@@ -111,7 +111,11 @@ func (s *State) ClassStatus(k record.Key) (ClassStatus, bool) {
 	if c == nil || !slices.Contains(s.config.ControllerNames, c.ControllerName) {
 		return ClassStatus{}, false
 	}
-	return classStatus(c), true
+	out := classStatus(c)
+	for _, f := range s.fleets {
+		out.Used = out.Used || f.key.Cluster == k.Cluster && f.gateway.record.Class == k.Name
+	}
+	return out, true
 }
 
 // Gateways are the records of the Gateways of ours, sorted.

@@ -326,6 +326,11 @@ func (s *State) rebuild(k record.Key, w *work) {
 		before = f.gateway
 		s.markPolicies(before.reached(), w)
 	}
+	for _, g := range []*gateway{before, next} {
+		if g != nil { // its class may come to be used, or not to be used any more
+			w.status[record.Key{Cluster: k.Cluster, Kind: record.KindClass, Name: g.record.Class}] = struct{}{}
+		}
+	}
 	switch {
 	case next == nil && f == nil:
 	case next == nil:

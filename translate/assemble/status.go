@@ -25,11 +25,19 @@ func condition(kind string, ok bool, reason, message string, generation int64) m
 func classStatus(c *record.Class) ClassStatus {
 	kind := string(gatewayv1.GatewayClassConditionStatusAccepted)
 	out := ClassStatus{Object: c.Object, Controller: c.ControllerName}
-	if reason, message, bad := summary(c.Problems, kind); bad {
-		out.Conditions = []metav1.Condition{condition(kind, false, reason, message, c.Object.Generation)}
-		return out
+	reason, message, bad := summary(c.Problems, kind)
+	if !bad {
+		reason, message = string(gatewayv1.GatewayClassReasonAccepted), "Fleetgate serves Gateways of this class"
 	}
-	out.Conditions = []metav1.Condition{condition(kind, true, string(gatewayv1.GatewayClassReasonAccepted), "Fleetgate serves Gateways of this class", c.Object.Generation)}
+	out.Conditions = []metav1.Condition{condition(kind, !bad, reason, message, c.Object.Generation)}
+	kind = string(gatewayv1.GatewayClassConditionStatusSupportedVersion)
+	reason, message, bad = summary(c.Problems, kind)
+	if !bad {
+		reason, message = string(gatewayv1.GatewayClassReasonSupportedVersion), "the CRDs of the Gateway API are "+c.Bundle
+	}
+	if bad || c.Bundle != "" {
+		out.Conditions = append(out.Conditions, condition(kind, !bad, reason, message, c.Object.Generation))
+	}
 	return out
 }
 

@@ -66,6 +66,7 @@ type Problem struct {
 type Class struct {
 	Object         Object
 	ControllerName string
+	Bundle         string // releases of the Gateway API that the cluster's CRDs are of, "" = nobody says
 	Problems       []Problem
 }
 

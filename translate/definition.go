@@ -1,0 +1,56 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/gateway-api/pkg/consts"
+
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// The oldest and the newest release of the Gateway API whose CRDs are known to work: objects of a newer one may have fields that nobody here reads.
+const (
+	oldestMinor = 4
+	newestMinor = 7
+)
+
+// definitionFact is which Gateway API a cluster's CRD is of.
+type definitionFact struct{ name, bundle, channel string }
+
+func definitionOf(o *metav1.PartialObjectMetadata) *definitionFact {
+	return &definitionFact{o.Name, o.Annotations[consts.BundleVersionAnnotation], o.Annotations[consts.ChannelAnnotation]}
+}
+
+// supports tells whether that release is one that is known to work.
+func (d *definitionFact) supports() bool {
+	version, _, _ := strings.Cut(strings.TrimPrefix(d.bundle, "v1."), ".")
+	minor, err := strconv.Atoi(version)
+	return err == nil && strings.HasPrefix(d.bundle, "v1.") && minor >= oldestMinor && minor <= newestMinor
+}
+
+// definitions tells which releases of the Gateway API a cluster's CRDs are of, such as "v1.7.0 (standard)", "" where nobody says; and what is wrong with them.
+func definitions(v *view) (bundle string, problems []record.Problem) {
+	var bundles, strange []string
+	for _, d := range set[definitionFact](v, input{inputDefinitions, "", ""}) {
+		b := fmt.Sprintf("%s (%s)", d.bundle, d.channel)
+		if d.bundle == "" {
+			b = "of no stated release"
+		}
+		if !slices.Contains(bundles, b) {
+			bundles = append(bundles, b)
+		}
+		if !d.supports() {
+			strange = append(strange, d.name+" "+b)
+		}
+	}
+	slices.Sort(bundles)
+	if len(strange) > 0 {
+		problems = append(problems, record.Problem{Condition: "SupportedVersion", Reason: "UnsupportedVersion", Rule: -1,
+			Message: fmt.Sprintf("these CRDs are of no release from v1.%d to v1.%d: %s. What is known of them is served; install the CRDs of %s", oldestMinor, newestMinor, strings.Join(strange, ", "), consts.BundleVersion)})
+	}
+	return strings.Join(bundles, ", "), problems
+}
