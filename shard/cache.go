@@ -132,7 +132,7 @@ func (c *cache) seen(k record.Key) bool {
 	id := objectID{kind, namespace, name}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.objects[id] != nil || c.unknown[id] || c.unknown[objectID{}]
+	return c.objects[id] != nil || c.unknown[id] || c.unknown[objectID{kind: kind}] || c.unknown[objectID{}]
 }
 
 // get reads one object.

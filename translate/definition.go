@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/gateway-api/pkg/consts"
 
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -36,6 +37,9 @@ func (d *definitionFact) supports() bool {
 func definitions(v *view) (bundle string, problems []record.Problem) {
 	var bundles, strange []string
 	for _, d := range set[definitionFact](v, input{inputDefinitions, "", ""}) {
+		if !strings.HasSuffix(d.name, "."+gatewayv1.GroupName) && !strings.HasSuffix(d.name, ".gateway.networking.x-k8s.io") {
+			continue
+		}
 		b := fmt.Sprintf("%s (%s)", d.bundle, d.channel)
 		if d.bundle == "" {
 			b = "of no stated release"

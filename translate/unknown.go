@@ -31,7 +31,7 @@ func (c *Compiler) doubt(events []Event) (changed bool) {
 func (c *Compiler) Unknown(k record.Key) bool {
 	in := objectOf(k)
 	_, there := c.facts[in]
-	return !there && c.mayBe(in)
+	return !there && (c.mayBe(in) || c.unknown[input{kind: in.kind}])
 }
 
 func (c *Compiler) mayBe(in input) bool { return c.unknown[input{}] || c.unknown[in] }

@@ -31,7 +31,7 @@ type Event struct {
 	Namespace, Name string
 	Object          Object // nil = deleted
 	// Unknown says, where Object is nil, that it cannot be told whether the object is there: a file that was broken when it was seen first may hold
-	// it. Kind "" stands for all objects that are not there. A later event of the same name ends it.
+	// it. Kind "" stands for all objects that are not there, and Name "" for all of a kind that the cluster does not serve. A later event of the same name ends it.
 	Unknown bool
 }
 

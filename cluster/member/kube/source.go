@@ -147,6 +147,7 @@ type runner struct {
 	running  sync.WaitGroup
 	id       types.UID // of the cluster
 	followed map[*kind]*follower
+	unknown  map[*kind]bool // told to be unknown as a whole
 	single   map[member.Ref]*follower
 	asked    bool // discovery has answered about every kind at least once
 	stranger bool // another cluster answers
@@ -157,7 +158,7 @@ type runner struct {
 // Run implements member.Source.
 func (s *Source) Run(ctx context.Context, sink func(events []member.Event, synced bool)) error {
 	ctx, stop := context.WithCancel(ctx)
-	r := &runner{Source: s, ctx: ctx, sink: sink, followed: map[*kind]*follower{}, single: map[member.Ref]*follower{}}
+	r := &runner{Source: s, ctx: ctx, sink: sink, followed: map[*kind]*follower{}, unknown: map[*kind]bool{}, single: map[member.Ref]*follower{}}
 	defer r.running.Wait()
 	defer stop()
 	if !r.meet() {
@@ -320,9 +321,7 @@ func (r *runner) current(f *follower) bool {
 // serve starts and stops followers after what discovery found.
 func (r *runner) serve(served map[*kind]string) {
 	for k, version := range served {
-		r.mu.Lock()
-		r.missing[k] = version == ""
-		r.mu.Unlock()
+		r.miss(k, version == "")
 		f := r.followed[k]
 		if f != nil && f.version == version {
 			continue
@@ -337,6 +336,18 @@ func (r *runner) serve(served map[*kind]string) {
 		}
 	}
 	r.asked = r.asked || len(served) == len(definitions)
+}
+
+// miss notes whether a kind is not served. What there was of it may be there still, for all that anybody can tell.
+func (r *runner) miss(k *kind, missing bool) {
+	r.mu.Lock()
+	before, told := r.missing[k]
+	r.missing[k] = missing
+	r.mu.Unlock()
+	if k.group == gatewayGroup && missing && !(told && before) {
+		r.events = append(r.events, member.Event{Cluster: r.name, Kind: k.name, Unknown: true})
+		r.unknown[k] = true
+	}
 }
 
 // hear takes in how a follower's request went.
@@ -410,6 +421,10 @@ func (r *runner) list(d delta) {
 	r.mu.Unlock()
 	for _, o := range changed {
 		r.emit(k, o)
+	}
+	if r.unknown[k] {
+		delete(r.unknown, k)
+		r.events = append(r.events, member.Event{Cluster: r.name, Kind: k.name})
 	}
 	d.from.synced = true
 }

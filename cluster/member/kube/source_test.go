@@ -155,7 +155,9 @@ func TestDefinitionsComeAndGo(t *testing.T) {
 	if p := src.Problems(); len(p) != 1 || !strings.Contains(p[0].Message, "does not serve the Gateway API") {
 		t.Errorf("without CRDs the problems are %v", p)
 	}
+	v.until("unknown routes", func() bool { return v.last["HTTPRoute /"].Unknown })
 	s.installCRDs()
+	v.until("routes that are known to be none", func() bool { return !v.last["HTTPRoute /"].Unknown })
 	for i := range 3 {
 		s.apply(gatewayPath("default", "httproutes", fmt.Sprint("r", i)), route(fmt.Sprint("r", i), "a.example.com"))
 	}
