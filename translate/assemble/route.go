@@ -99,6 +99,7 @@ func (s *State) keep(k record.Key, g *gateway, old, next *routeState, w *work) {
 	for _, c := range g.configs {
 		c.refresh(k, next.index)
 	}
+	g.refreshStreams(k, next.index)
 }
 
 // reattach decides anew what a route means to a Gateway, for status by its newest content and for traffic by its live one.

@@ -75,6 +75,18 @@ func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) (tou
 	return touched
 }
 
+// refreshStreams notes that a route was written again as it was.
+func (g *gateway) refreshStreams(k record.Key, index uint64) {
+	for _, st := range g.streams {
+		if c, there := st.routes[k]; there {
+			again := *c.served
+			again.index = index
+			st.routes[k] = contender{&again, c.original}
+			g.streamsDirty = true
+		}
+	}
+}
+
 // streamsOf are the streams of a listener by domain.
 func (g *gateway) streamsOf(l *listener) []*stream {
 	var out []*stream
