@@ -32,7 +32,14 @@ type serveConfig struct {
 
 	PeerCert, PeerKey, PeerCA    string
 	ProxyCert, ProxyKey, ProxyCA string // of the xDS server; ProxyCA signs proxies
+	ProxyCAKey                   string // with it this replica issues certificates to proxies
 	SealKeyFile                  string
+	HomeNamespace                string // where the group's keys are kept, and who founds it is decided; "" = files say both
+
+	CertificatesListen string // where proxies get their certificates
+	FleetImage         string // of the Envoys that are provisioned
+	FleetXDS           string // host:port at which their xDS is
+	FleetCertificates  string // host:port at which they get their certificates
 
 	ControllerNames []string
 	Clusters        []clusterConfig
@@ -101,6 +108,12 @@ func settings() []setting {
 		{name: "proxy-cert", usage: "PEM certificate of the xDS server", set: text(func(c *serveConfig) *string { return &c.ProxyCert })},
 		{name: "proxy-key", usage: "its PEM key", set: text(func(c *serveConfig) *string { return &c.ProxyKey })},
 		{name: "proxy-ca", usage: "PEM authority of proxies; never the replicas' one", set: text(func(c *serveConfig) *string { return &c.ProxyCA })},
+		{name: "proxy-ca-key", usage: "PEM key of --proxy-ca: with it this replica issues certificates to the pods of fleets", set: text(func(c *serveConfig) *string { return &c.ProxyCAKey })},
+		{name: "certificates-listen", usage: "host:port of the port that issues them", fallback: ":18001", set: hostPort(func(c *serveConfig) *string { return &c.CertificatesListen })},
+		{name: "home-namespace", usage: "in a pod: namespace that holds the group's keys (Secret " + keysSecret + ") and its marker (ConfigMap " + groupMap + "), each made by the replica that comes first", set: text(func(c *serveConfig) *string { return &c.HomeNamespace })},
+		{name: "fleet-image", usage: "image of provisioned Envoys; it holds fleetgate and envoy", fallback: "fleetgate", set: text(func(c *serveConfig) *string { return &c.FleetImage })},
+		{name: "fleet-xds", usage: "host:port at which provisioned Envoys reach xDS (default: --xds-advertise)", set: hostPort(func(c *serveConfig) *string { return &c.FleetXDS })},
+		{name: "fleet-certificates", usage: "host:port at which they get certificates (default: --fleet-xds's host, --certificates-listen's port)", set: hostPort(func(c *serveConfig) *string { return &c.FleetCertificates })},
 		{name: "seal-key-file", usage: "file with the key that seals secrets, the same for every replica", set: text(func(c *serveConfig) *string { return &c.SealKeyFile })},
 		{name: "controller-name", usage: "GatewayClasses with these controllerNames are ours", fallback: "fleetgate.io/gatewayclass-controller", list: true,
 			set: func(c *serveConfig, v []string) error { c.ControllerNames = v; return nil }},
@@ -357,6 +370,15 @@ func (c *serveConfig) derive() {
 	if c.AdminAdvertise == "" {
 		c.AdminAdvertise = c.AdminListen
 	}
+	if c.FleetXDS == "" {
+		c.FleetXDS = c.XDSAdvertise
+	}
+	if c.FleetCertificates == "" {
+		host, _, _ := net.SplitHostPort(c.FleetXDS)
+		_, port, _ := net.SplitHostPort(c.CertificatesListen)
+		c.FleetCertificates = net.JoinHostPort(host, port)
+	}
+	c.inHome()
 	if len(c.Peers) == 0 && c.Advertise != "" {
 		c.Peers = []string{c.Advertise}
 	}

@@ -204,7 +204,7 @@ func (d *dev) assemble(envoy string) {
 	d.asking.server = strings.Join(admin, ",")
 	d.sup = newSupervisor(d.say, d.notePIDs)
 	d.fleets = &fleets{dir: filepath.Join(d.state, "proxy"), envoy: envoy, size: d.envoys, re2Program: d.re2Program, listen: d.listen, xds: xdsAddresses, certs: d.certs,
-		sup: d.sup, say: d.say, tell: d.tell, running: map[string]*fleet{}}
+		sup: d.sup, say: d.say, tell: d.tell, running: map[string]*devFleet{}}
 	d.pods = newPods(d.dir, filepath.Join(d.state, "endpoints"), d.saved, func() error { return d.saved.save(d.state) }, d.say)
 	d.screen = newScreen(d.out, d.terminal, nil)
 }

@@ -24,8 +24,8 @@ func newDevCerts(dir string) (*devCerts, error) {
 }
 
 // issueReplica writes peer.crt, peer.key, xds.crt and xds.key into a replica's directory. The peer's speaks for this pod alone.
-func (c *devCerts) issueReplica(dir, pod string) error {
-	if _, _, err := c.peers.Issue(dir, "peer", []string{pod, "localhost", "127.0.0.1"}, []string{pki.ReplicaURI(pod)}, true, true); err != nil {
+func (c *devCerts) issueReplica(dir, pod string, hosts ...string) error {
+	if _, _, err := c.peers.Issue(dir, "peer", append([]string{pod, "localhost", "127.0.0.1"}, hosts...), []string{pki.ReplicaURI(pod)}, true, true); err != nil {
 		return err
 	}
 	_, _, err := c.proxies.Issue(dir, "xds", []string{xdsServerName, "localhost", "127.0.0.1"}, nil, false, true)

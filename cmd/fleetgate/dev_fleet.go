@@ -15,8 +15,8 @@ import (
 	"github.com/fleetgate/fleetgate/xds"
 )
 
-// fleet is the Envoys of one Gateway that dev runs.
-type fleet struct {
+// devFleet is the Envoys of one Gateway that dev runs.
+type devFleet struct {
 	name    string
 	proxies []string
 	running []*process
@@ -37,7 +37,7 @@ type fleets struct {
 	sup        *supervisor
 	say        func(string, ...any)
 	tell       func(ctx context.Context, f store.Fleet) error
-	running    map[string]*fleet
+	running    map[string]*devFleet
 }
 
 // follow starts, tells and stops fleets, as the view asks.
@@ -48,7 +48,7 @@ func (f *fleets) follow(ctx context.Context, v view) {
 		seen[name] = true
 		one := f.running[name]
 		if one == nil {
-			one = &fleet{name: name, proxies: proxyNames(g.Name, f.size)}
+			one = &devFleet{name: name, proxies: proxyNames(g.Name, f.size)}
 			f.running[name] = one
 		}
 		if len(one.running) == 0 {
@@ -85,7 +85,7 @@ func proxyNames(gateway string, n int) []string {
 }
 
 // announce says which proxies count, before they have all connected: a fleet of which one proxy cannot start is not converged.
-func (f *fleets) announce(ctx context.Context, one *fleet, leader string) {
+func (f *fleets) announce(ctx context.Context, one *devFleet, leader string) {
 	if one.told || leader == "" {
 		return
 	}
@@ -95,7 +95,7 @@ func (f *fleets) announce(ctx context.Context, one *fleet, leader string) {
 }
 
 // start starts the Envoys of a Gateway, if all of its ports can be had.
-func (f *fleets) start(ctx context.Context, one *fleet, g gatewayView) {
+func (f *fleets) start(ctx context.Context, one *devFleet, g gatewayView) {
 	ports := listenerPorts(g)
 	if why := f.unavailable(one, ports); why != "" {
 		if one.blocked != why {
@@ -133,7 +133,7 @@ func listenerPorts(g gatewayView) []int32 {
 }
 
 // unavailable says which port cannot be had and why, "" = all can.
-func (f *fleets) unavailable(one *fleet, ports []int32) string {
+func (f *fleets) unavailable(one *devFleet, ports []int32) string {
 	for _, port := range ports {
 		for _, other := range f.running {
 			if other != one && len(other.running) > 0 && slices.Contains(other.ports, port) {
@@ -176,7 +176,7 @@ func (f *fleets) prepare(id xds.Identity) (*process, error) {
 // adminSocket is where an Envoy's admin interface is, in its directory: curl --unix-socket <dir>/admin.sock http://envoy/stats
 const adminSocket = "admin.sock"
 
-func (f *fleets) stop(ctx context.Context, one *fleet) {
+func (f *fleets) stop(ctx context.Context, one *devFleet) {
 	f.say("Gateway of fleet %s is gone: stopping its proxies", one.name)
 	for _, p := range one.running {
 		f.sup.forget(p)

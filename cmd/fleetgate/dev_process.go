@@ -21,7 +21,7 @@ type process struct {
 	args           []string
 	env            []string
 	dir            string // working directory, and where its output goes
-	stdout, stderr string // files in dir; equal names share one file
+	stdout, stderr string // files in dir; equal names share one file, "" = our own
 	stop           context.CancelFunc
 	done           chan struct{}
 }
@@ -142,6 +142,10 @@ func (s *supervisor) end(pid int, ended <-chan error) error {
 }
 
 func redirect(cmd *exec.Cmd, p *process) (closeFiles func(), err error) {
+	if p.stdout == "" {
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		return func() {}, nil
+	}
 	out, err := openLog(filepath.Join(p.dir, p.stdout))
 	if err != nil {
 		return nil, err

@@ -336,12 +336,12 @@ func TestPortTaken(t *testing.T) {
 	}
 	defer func() { _ = l.Close() }()
 	port := int32(l.Addr().(*net.TCPAddr).Port)
-	f := &fleets{listen: "127.0.0.1", running: map[string]*fleet{}}
-	if why := f.unavailable(&fleet{}, []int32{port}); !strings.Contains(why, "port taken") {
+	f := &fleets{listen: "127.0.0.1", running: map[string]*devFleet{}}
+	if why := f.unavailable(&devFleet{}, []int32{port}); !strings.Contains(why, "port taken") {
 		t.Errorf("a port in use: %q", why)
 	}
-	f.running["a"] = &fleet{name: "a", ports: []int32{1234}, running: []*process{{}}}
-	if why := f.unavailable(&fleet{}, []int32{1234}); !strings.Contains(why, "used by the Gateway of fleet a") {
+	f.running["a"] = &devFleet{name: "a", ports: []int32{1234}, running: []*process{{}}}
+	if why := f.unavailable(&devFleet{}, []int32{1234}); !strings.Contains(why, "used by the Gateway of fleet a") {
 		t.Errorf("a port of another Gateway: %q", why)
 	}
 }

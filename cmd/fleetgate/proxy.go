@@ -14,7 +14,7 @@ import (
 func newProxyCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "proxy", Aliases: []string{"proxies"}, Short: "Envoys and what they ACKed", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(proxies().command(a))
+	cmd.AddCommand(proxies().command(a), newProxyRun(a.terminal))
 	return cmd
 }
 

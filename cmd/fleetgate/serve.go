@@ -16,11 +16,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet"
 	"github.com/fleetgate/fleetgate/cluster/group"
 	"github.com/fleetgate/fleetgate/cluster/member"
+	"github.com/fleetgate/fleetgate/cluster/member/kube"
 	"github.com/fleetgate/fleetgate/cluster/pki"
 	"github.com/fleetgate/fleetgate/cluster/seal"
 	"github.com/fleetgate/fleetgate/cluster/status"
@@ -52,12 +55,18 @@ type replica struct {
 	sources  map[string]member.Source
 	metrics  *metrics
 
+	infrastructure map[string]*kube.Infrastructure               // of the clusters that have an API server
+	provisioners   atomic.Pointer[map[string]*fleet.Provisioner] // while we lead
+
 	ready chan struct{} // closed when this replica takes part in the group
 }
 
 // runServe runs a replica until ctx ends, then hands over leadership, drains the streams and stops.
 func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
-	r := &replica{cfg: cfg, log: cfg.logger(os.Stderr), sources: map[string]member.Source{}, ready: make(chan struct{}), metrics: newMetrics()}
+	r := &replica{cfg: cfg, log: cfg.logger(os.Stderr), sources: map[string]member.Source{}, ready: make(chan struct{}), metrics: newMetrics(), infrastructure: map[string]*kube.Infrastructure{}}
+	if err := r.cfg.obtainKeys(ctx); err != nil {
+		return err
+	}
 	if err := r.loadCertificates(); err != nil {
 		return err
 	}
@@ -77,6 +86,11 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	stopCertificates, err := r.serveCertificates()
+	if err != nil {
+		return err
+	}
+	defer stopCertificates()
 	server := &http.Server{Handler: r.admin(), ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = server.Serve(admin) }()
 	defer func() { _ = server.Close() }()
@@ -93,6 +107,9 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 		})
 	}
 	run("serving committed state", r.pipe.run)
+	if cfg.HomeNamespace != "" {
+		run("renewing own certificates", r.renewOwn)
+	}
 	err = r.join(ctx, run)
 	if err == nil {
 		close(r.ready)
@@ -212,11 +229,17 @@ func (r *replica) touch(keys []record.Key) {
 	if r.status != nil {
 		r.status.Touch(keys)
 	}
+	r.touchFleets(keys)
 }
 
 // join enters the group and starts everything that needs it.
 func (r *replica) join(ctx context.Context, run func(string, func(context.Context) error)) error {
-	g, err := group.Open(ctx, r.groupConfig())
+	config := r.groupConfig()
+	var err error
+	if config.Marker, err = r.cfg.marker(); err != nil {
+		return err
+	}
+	g, err := group.Open(ctx, config)
 	if err != nil {
 		return fmt.Errorf("joining the group (--data-dir, --advertise, --raft-listen): %w", err)
 	}
@@ -278,6 +301,7 @@ func (r *replica) lead(ctx context.Context) {
 	wg.Go(func() { r.leader.Run(ctx) })
 	wg.Go(func() { r.keepPins(ctx) })
 	wg.Go(func() { r.writeStatus(ctx) })
+	wg.Go(func() { r.provision(ctx) })
 	wg.Wait()
 	r.log.Info("no longer leading")
 }
@@ -530,9 +554,6 @@ func (r *replica) groupConfig() group.Config {
 	cfg := group.Config{
 		Dir: filepath.Join(r.cfg.DataDir, "raft"), Pod: r.cfg.Pod, Advertise: r.cfg.Advertise, Listen: r.cfg.RaftListen, Peers: r.cfg.Peers,
 		Certs: r.peers, Store: r.db, Logger: r.log, Heartbeat: r.cfg.HeartbeatTimeout,
-	}
-	if r.cfg.MarkerFile != "" {
-		cfg.Marker = group.FileMarker(r.cfg.MarkerFile)
 	}
 	return cfg
 }

@@ -36,7 +36,11 @@ func (r *replica) source(c clusterConfig) (member.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return kube.New(kube.Config{Name: c.Name, Connect: to, Replica: r.cfg.Pod, Logger: r.log})
+	config := kube.Config{Name: c.Name, Connect: to, Replica: r.cfg.Pod, Logger: r.log}
+	if r.infrastructure[c.Name], err = kube.NewInfrastructure(config); err != nil {
+		return nil, err
+	}
+	return kube.New(config)
 }
 
 // want gives how to say which Secrets and ConfigMaps of a cluster are wanted; nil where its source delivers every object unasked.

@@ -224,6 +224,13 @@ func (p *pipeline) Gateway(k record.Key) (assemble.GatewayStatus, bool) {
 	return p.state.GatewayStatus(k)
 }
 
+// Infrastructure reads what a Gateway asks of its fleet.
+func (p *pipeline) Infrastructure(k record.Key) (assemble.Infrastructure, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.Infrastructure(k)
+}
+
 // ListenerSet reads what committed state says of a ListenerSet.
 func (p *pipeline) ListenerSet(k record.Key) (assemble.ListenerSetStatus, bool) {
 	p.mu.RLock()

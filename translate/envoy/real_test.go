@@ -32,7 +32,7 @@ func TestRealEnvoyAccepts(t *testing.T) {
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Listeners: []*listenerv3.Listener{
 				logging(t, 10085, AccessLog{Path: Stdout, Format: "%PROTOCOL%\n"}), logging(t, 10082, AccessLog{Path: Stdout, JSON: true}),
-				logging(t, 10083, AccessLog{Path: "access.log", JSON: true, Fields: map[string]string{"code": "%RESPONSE_CODE%"}}), logging(t, 10084, AccessLog{Collector: true}),
+				logging(t, 10083, AccessLog{Path: filepath.Join(t.TempDir(), "access.log"), JSON: true, Fields: map[string]string{"code": "%RESPONSE_CODE%"}}), logging(t, 10084, AccessLog{Collector: true}),
 				must(Listener("plain", "", 10080, false, nil, must(HTTPChain("http", hcm))(t)))(t),
 				must(Listener("tcp", "", 10081, false, nil, must(StreamChain("tcp", nil, nil, "stream", AccessLog{Path: Stdout}))(t)))(t),
 				must(DatagramListener("udp", "", 10053, "stream"))(t),

@@ -1,0 +1,243 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Cluster is a member cluster as the provisioner needs it.
+type Cluster interface {
+	// Follow keeps a view of everything that is provisioned, and of the pods, until ctx ends. It returns when the view is complete; changed is told whose
+	// things changed since.
+	Follow(ctx context.Context, changed func(namespace, gateway string)) (View, error)
+	// Apply applies an object. create says that it is not in the view: one that is there all the same and is not ours must stay as it is.
+	Apply(ctx context.Context, o Object, create bool) error
+	Delete(ctx context.Context, o Object) error
+	// Warn leaves an event on a Gateway.
+	Warn(ctx context.Context, g Gateway, message string) error
+}
+
+// View is what is there.
+type View interface {
+	// Of gives what belongs to a Gateway.
+	Of(namespace, gateway string) []Object
+	// Gateways are those that something belongs to.
+	Gateways() [][2]string
+}
+
+// Decision says what is to become of a fleet.
+type Decision int
+
+// Decisions. Keep is for all that is not known: a Gateway that was not read yet, parameters that are wrong.
+const (
+	Keep   Decision = iota
+	Run             // as the Gateway asks
+	Remove          // the Gateway is another controller's now
+	Forget          // the Gateway is gone, and its fleet goes with it
+)
+
+// Provisioner keeps the fleets of one member cluster as they should be. It runs on the leader alone.
+type Provisioner struct {
+	Cluster Cluster
+	Install Install
+	// Decide gives what a Gateway asks for.
+	Decide func(namespace, name string) (Gateway, Decision)
+	// All are the Gateways that ask for something.
+	All func() [][2]string
+	// Tell passes a row to the group, nil = there is no fleet, and Told gives the one that the group has.
+	Tell func(ctx context.Context, namespace, gateway string, r *Row) error
+	Told func(namespace, gateway string) *Row
+	Log  *slog.Logger
+
+	mu    sync.Mutex
+	dirty map[[2]string]bool
+	wake  chan struct{}
+	tries map[[2]string]*try
+}
+
+// try is what came of the last attempt at a fleet that is not as it should be.
+type try struct {
+	problem string
+	pause   time.Duration
+	next    time.Time
+}
+
+// NewProvisioner makes a provisioner's own state.
+func NewProvisioner(p Provisioner) *Provisioner {
+	return &Provisioner{Cluster: p.Cluster, Install: p.Install, Decide: p.Decide, All: p.All, Tell: p.Tell, Told: p.Told, Log: p.Log,
+		dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[[2]string]*try{}}
+}
+
+// Touch has a Gateway's fleet looked at; it does not block.
+func (p *Provisioner) Touch(namespace, name string) {
+	p.mu.Lock()
+	p.dirty[[2]string{namespace, name}] = true
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run provisions until ctx ends.
+func (p *Provisioner) Run(ctx context.Context) error {
+	view, err := p.Cluster.Follow(ctx, p.Touch)
+	if err != nil {
+		return err
+	}
+	for _, g := range append(p.All(), view.Gateways()...) {
+		p.Touch(g[0], g[1])
+	}
+	retry := time.NewTicker(time.Second)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.wake:
+		case <-retry.C:
+		}
+		var under errgroup.Group
+		under.SetLimit(8)
+		for _, g := range p.due() {
+			under.Go(func() error { p.keep(ctx, view, g); return nil })
+		}
+		_ = under.Wait() // its functions give no errors
+	}
+}
+
+// due takes the Gateways that were touched, and those whose next try has come.
+func (p *Provisioner) due() [][2]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for g, t := range p.tries {
+		if t.problem != "" && !now.Before(t.next) {
+			p.dirty[g] = true
+		}
+	}
+	var out [][2]string
+	for g := range p.dirty {
+		if t := p.tries[g]; t != nil && t.problem != "" && now.Before(t.next) {
+			continue // stays dirty
+		}
+		out = append(out, g)
+		delete(p.dirty, g)
+	}
+	return out
+}
+
+// keep makes one fleet what it should be, and tells of it.
+func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
+	have := view.Of(id[0], id[1])
+	g, decision := p.Decide(id[0], id[1])
+	switch decision {
+	case Keep:
+		return
+	case Forget:
+		p.tell(ctx, id, nil)
+		return
+	case Remove:
+		if err := p.remove(ctx, have); err != nil {
+			p.failed(id, err)
+		} else {
+			p.fine(id)
+		}
+		p.tell(ctx, id, nil)
+		return
+	}
+	want, err := Render(g, p.Install)
+	if err == nil {
+		err = p.apply(ctx, want, have)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+		if p.failed(id, err) {
+			if err := p.Cluster.Warn(ctx, g, problem); err != nil {
+				p.Log.Warn("an event was not written", "gateway", id, "err", err)
+			}
+		}
+	} else {
+		p.fine(id)
+	}
+	row := rowOf(g, have, problem)
+	p.tell(ctx, id, &row)
+}
+
+func (p *Provisioner) apply(ctx context.Context, want, have []Object) error {
+	there := map[string]bool{}
+	for _, o := range have {
+		there[o.id()] = true
+	}
+	apply, remove := plan(want, have)
+	var errs []error
+	for _, o := range apply {
+		p.Log.Info("applying", "object", o.String())
+		if err := p.Cluster.Apply(ctx, o, !there[o.id()]); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", o, err))
+		}
+	}
+	if len(errs) == 0 {
+		errs = append(errs, p.remove(ctx, remove))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Provisioner) remove(ctx context.Context, objects []Object) error {
+	var errs []error
+	for _, o := range objects {
+		if o.Kind() == kindPod || o.deleting() {
+			continue
+		}
+		p.Log.Info("removing", "object", o.String())
+		if err := p.Cluster.Delete(ctx, o); err != nil {
+			errs = append(errs, fmt.Errorf("removing %s: %w", o, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tell passes a row on where the group has another one.
+func (p *Provisioner) tell(ctx context.Context, id [2]string, r *Row) {
+	if reflect.DeepEqual(p.Told(id[0], id[1]), r) {
+		return
+	}
+	if err := p.Tell(ctx, id[0], id[1], r); err != nil && ctx.Err() == nil {
+		p.failed(id, fmt.Errorf("telling the group of it: %w", err))
+	}
+}
+
+// failed notes a failure, to be tried again later and later; it tells whether it is another one than before.
+func (p *Provisioner) failed(id [2]string, err error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.tries[id]
+	if t == nil {
+		t = &try{pause: time.Second / 2}
+		p.tries[id] = t
+	}
+	another := t.problem != err.Error()
+	t.problem, t.pause = err.Error(), min(2*t.pause, time.Minute)
+	t.next = time.Now().Add(t.pause)
+	if another {
+		p.Log.Warn("a fleet is not as it should be, it is tried again", "gateway", id, "err", err)
+	}
+	return another
+}
+
+func (p *Provisioner) fine(id [2]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.tries, id)
+}
