@@ -32,12 +32,13 @@ type proxyRun struct {
 	concurrency                 int
 	admin                       bool
 	drainDelay, drainTimeout    time.Duration
+	poll                        time.Duration // how often the certificate and the authority are looked at
 	pod, uid                    string
 	log                         *slog.Logger
 }
 
 func newProxyRun(t terminal) *cobra.Command {
-	p := &proxyRun{log: slog.New(slog.NewJSONHandler(t.err, nil))}
+	p := &proxyRun{poll: 30 * time.Second, log: slog.New(slog.NewJSONHandler(t.err, nil))}
 	cmd := &cobra.Command{Use: "run", Short: "Run one Envoy of a fleet (in its pod)", Args: cobra.NoArgs, Long: "Run one Envoy of a fleet. It gets a certificate for the pod's token, " +
 		"renews it, keeps Envoy running and\nanswers /ready and /live. The first SIGTERM drains, the second one ends it at once. Deployments of fleets run this; see `fleetgate gateway bootstrap`\nfor Envoys that run elsewhere."}
 	f := cmd.Flags()
@@ -120,7 +121,7 @@ func (p *proxyRun) run(ctx context.Context) error {
 }
 
 func (p *proxyRun) keeper() *enroll.Keeper {
-	return &enroll.Keeper{Dir: filepath.Join(p.stateDir, "identity"), Log: p.log, Now: time.Now, Poll: 30 * time.Second,
+	return &enroll.Keeper{Dir: filepath.Join(p.stateDir, "identity"), Log: p.log, Now: time.Now, Poll: p.poll,
 		Client: &enroll.Client{Address: p.certificates, ServerName: p.serverName, Cluster: p.cluster, Authority: p.authority, Token: p.token}}
 }
 

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fleetgate/fleetgate/cluster/enroll"
+	"github.com/fleetgate/fleetgate/cluster/pki"
+)
+
+// TestProxyRun lets a pod's program live its life with the real Envoy and a real replica: it gets a certificate, becomes ready, serves what the replica sends, takes up
+// another trust without a restart, and drains.
+func TestProxyRun(t *testing.T) {
+	binary := os.Getenv("FLEETGATE_ENVOY")
+	if binary == "" {
+		binary = "envoy"
+	}
+	dir, err := os.MkdirTemp("", "proxy-run-") // t.TempDir is too long for a unix socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	ports, err := freePorts(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	startReplica(t, dir, ports[0], ports[1], ports[2], ports[3])
+	p := &proxyRun{
+		cluster: "c", namespace: "shop", gateway: "gw", xds: []string{ports[1]}, serverName: xdsServerName, poll: 50 * time.Millisecond,
+		certificates: startIssuer(t, dir), stateDir: filepath.Join(dir, "state"), authority: filepath.Join(dir, "authority.pem"), token: filepath.Join(dir, "token"),
+		envoy: binary, health: ports[4], concurrency: 1, drainDelay: time.Second, drainTimeout: 5 * time.Second, pod: "gw-1", uid: "u1",
+		log: slog.New(slog.DiscardHandler),
+	}
+	write(t, p.token, "good")
+	write(t, p.authority, read(t, filepath.Join(dir, "proxies-ca.crt")))
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- p.run(ctx) }()
+	t.Cleanup(stop)
+
+	await(t, "ready", "http://"+p.health+"/ready", http.StatusOK)
+	await(t, "the listener's own answer", "http://"+ports[3], http.StatusNotFound)
+
+	updates := func() string {
+		resp, err := adminClient(filepath.Join(p.stateDir, adminSocket)).Get("http://envoy/stats?filter=sds.fleetgate_trust.update_success")
+		if err != nil {
+			return err.Error()
+		}
+		defer func() { _ = resp.Body.Close() }()
+		b, _ := io.ReadAll(resp.Body)
+		return strings.TrimSpace(string(b))
+	}
+	before := updates()
+	other, err := pki.NewAuthority(filepath.Join(dir, "next"), "proxies")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, p.authority, read(t, filepath.Join(dir, "proxies-ca.crt"))+read(t, other.CertFile()))
+	eventually(t, "Envoy has read the new authority", func() bool { return updates() != before })
+	await(t, "ready with the new authority", "http://"+p.health+"/ready", http.StatusOK)
+
+	stop()
+	await(t, "unready while it drains", "http://"+p.health+"/ready", http.StatusServiceUnavailable)
+	if code := codeOf("http://" + ports[3]); code != http.StatusNotFound {
+		t.Errorf("while load balancers have not heard of it, it answers %d", code)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// startReplica runs a real replica on a directory that holds one Gateway.
+func startReplica(t *testing.T, dir string, raft, xdsPort, admin, listener string) {
+	t.Helper()
+	certs, err := newDevCerts(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := certs.issueReplica(dir, "r1"); err != nil {
+		t.Fatal(err)
+	}
+	manifests := filepath.Join(dir, "manifests")
+	write(t, filepath.Join(manifests, "gw.yaml"), fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: envoy}
+spec: {controllerName: fleetgate.io/gatewayclass-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {namespace: shop, name: gw}
+spec: {gatewayClassName: envoy, listeners: [{name: http, port: %s, protocol: HTTP}]}
+`, listener[strings.LastIndex(listener, ":")+1:]))
+	env := map[string]string{
+		"DATA_DIR": filepath.Join(dir, "data"), "POD": "r1", "ADVERTISE": raft, "XDS_LISTEN": xdsPort, "ADMIN_LISTEN": admin,
+		"PEER_CERT": filepath.Join(dir, "peer.crt"), "PEER_KEY": filepath.Join(dir, "peer.key"), "PEER_CA": certs.peers.CertFile(),
+		"PROXY_CERT": filepath.Join(dir, "xds.crt"), "PROXY_KEY": filepath.Join(dir, "xds.key"), "PROXY_CA": certs.proxies.CertFile(),
+		"SEAL_KEY_FILE": filepath.Join(dir, "seal.key"), "CLUSTER": "name=c,dir=" + manifests + ",status-dir=" + filepath.Join(dir, "status"), "LOG_LEVEL": "error",
+		"LISTEN_ADDRESS": "127.0.0.1",
+	}
+	keys, err := makeKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, env["SEAL_KEY_FILE"], string(keys[sealKeyFile]))
+	cfg, err := loadConfig(nil, func(name string) (string, bool) { v, ok := env[strings.TrimPrefix(name, "FLEETGATE_")]; return v, ok }, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- runServe(ctx, cfg, io.Discard) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("the replica ended: %v", err)
+		}
+	})
+	await(t, "a replica", "http://"+admin+"/readyz", http.StatusOK)
+}
+
+// startIssuer issues certificates as a replica does; the API server behind it knows one token.
+func startIssuer(t *testing.T, dir string) string {
+	t.Helper()
+	authority, err := pki.OpenAuthority(filepath.Join(dir, "proxies-ca.crt"), filepath.Join(dir, "proxies-ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := pki.Load(filepath.Join(dir, "xds.crt"), filepath.Join(dir, "xds.key"), authority.CertFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(&enroll.Server{Sign: authority.Sign, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		Review: func(_ context.Context, cluster, token string) (enroll.Pod, error) {
+			if cluster != "c" || token != "good" {
+				return enroll.Pod{}, enroll.ErrDenied
+			}
+			return enroll.Pod{Namespace: "shop", ServiceAccount: "gw-envoy", UID: "u1"}, nil
+		},
+		Gateway: func(string, string, string) (string, bool) { return "gw", true },
+	})
+	server.TLS = enroll.TLS(source.ServerConfig())
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().String()
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func write(t *testing.T, file, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// codeOf gives the status of an answer, 0 = none.
+func codeOf(url string) int {
+	resp, err := (&http.Client{Timeout: 5 * time.Second}).Get(url)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return resp.StatusCode
+}
+
+func await(t *testing.T, what, url string, want int) {
+	t.Helper()
+	eventually(t, what+" at "+url, func() bool { return codeOf(url) == want })
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
