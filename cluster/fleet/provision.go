@@ -43,8 +43,8 @@ const (
 	Forget          // the Gateway is gone, and its fleet goes with it
 )
 
-// Provisioner keeps the fleets of one member cluster as they should be. It runs on the leader alone.
-type Provisioner struct {
+// Config is a member cluster and what is to become of the fleets in it.
+type Config struct {
 	Cluster Cluster
 	Install Install
 	// Decide gives what a Gateway asks for.
@@ -55,6 +55,11 @@ type Provisioner struct {
 	Tell func(ctx context.Context, namespace, gateway string, r *Row) error
 	Told func(namespace, gateway string) *Row
 	Log  *slog.Logger
+}
+
+// Provisioner keeps the fleets of one member cluster as they should be. It runs on the leader alone.
+type Provisioner struct {
+	Config
 
 	mu    sync.Mutex
 	dirty map[[2]string]bool
@@ -69,10 +74,9 @@ type try struct {
 	next    time.Time
 }
 
-// NewProvisioner makes a provisioner's own state.
-func NewProvisioner(p Provisioner) *Provisioner {
-	return &Provisioner{Cluster: p.Cluster, Install: p.Install, Decide: p.Decide, All: p.All, Tell: p.Tell, Told: p.Told, Log: p.Log,
-		dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[[2]string]*try{}}
+// NewProvisioner does nothing before Run.
+func NewProvisioner(c Config) *Provisioner {
+	return &Provisioner{Config: c, dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[[2]string]*try{}}
 }
 
 // Touch has a Gateway's fleet looked at; it does not block.

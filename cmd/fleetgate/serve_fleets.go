@@ -25,7 +25,7 @@ func (r *replica) provision(ctx context.Context) {
 	install := fleet.Install{Image: r.cfg.FleetImage, XDS: r.cfg.FleetXDS, Certificates: r.cfg.FleetCertificates, ServerName: xdsServerName, Authority: authority}
 	made := map[string]*fleet.Provisioner{}
 	for name, cluster := range r.infrastructure {
-		made[name] = fleet.NewProvisioner(fleet.Provisioner{
+		made[name] = fleet.NewProvisioner(fleet.Config{
 			Cluster: cluster, Install: install, Log: r.log.With("cluster", name),
 			Decide: func(namespace, gateway string) (fleet.Gateway, fleet.Decision) {
 				return r.decide(name, namespace, gateway)

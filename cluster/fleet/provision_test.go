@@ -1,0 +1,252 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
+)
+
+// memory is a cluster that takes what is applied as it is, and a group that takes rows.
+type memory struct {
+	mu       sync.Mutex
+	objects  map[string]Object
+	writes   []string
+	refuse   error
+	warnings []string
+	rows     map[string]*Row
+	gateways map[string]Gateway
+	decision map[string]Decision
+	changed  func(namespace, gateway string)
+}
+
+func (m *memory) Follow(_ context.Context, changed func(string, string)) (View, error) {
+	m.changed = changed
+	return m, nil
+}
+
+func (m *memory) Of(namespace, gateway string) []Object {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []Object
+	for _, o := range m.objects {
+		if ns, name := o.GatewayOf(); ns == namespace && name == gateway {
+			out = append(out, o)
+		}
+	}
+	slices.SortFunc(out, func(a, b Object) int { return strings.Compare(a.id(), b.id()) })
+	return out
+}
+
+func (m *memory) Gateways() [][2]string { return nil }
+
+func (m *memory) Apply(_ context.Context, o Object, create bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.refuse != nil {
+		return m.refuse
+	}
+	if _, there := m.objects[o.id()]; there == create {
+		return errors.New("create is wrong")
+	}
+	m.writes = append(m.writes, "apply "+o.id())
+	m.put(o)
+	return nil
+}
+
+func (m *memory) put(o Object) {
+	raw, err := json.Marshal(o)
+	if err != nil {
+		panic(err)
+	}
+	var c Object
+	if err := json.Unmarshal(raw, &c); err != nil {
+		panic(err)
+	}
+	if old := m.objects[o.id()]; old["status"] != nil {
+		c["status"] = old["status"]
+	}
+	m.objects[o.id()] = c
+}
+
+func (m *memory) Delete(_ context.Context, o Object) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.writes = append(m.writes, "delete "+o.id())
+	delete(m.objects, o.id())
+	return nil
+}
+
+func (m *memory) Warn(_ context.Context, _ Gateway, message string) error {
+	m.warnings = append(m.warnings, message)
+	return nil
+}
+
+// round runs the provisioner once over one Gateway, and gives what it wrote.
+func (m *memory) round(p *Provisioner) []string {
+	m.writes = nil
+	p.keep(context.Background(), m, [2]string{"n", "g"})
+	slices.Sort(m.writes)
+	return m.writes
+}
+
+func newMemory() (*memory, *Provisioner) {
+	m := &memory{objects: map[string]Object{}, rows: map[string]*Row{}, gateways: map[string]Gateway{}, decision: map[string]Decision{}}
+	m.set(Gateway{Cluster: "c", Namespace: "n", Name: "g", UID: "u", Class: "envoy", Ports: []Port{{80, "TCP"}}})
+	return m, NewProvisioner(Config{
+		Cluster: m, Install: install, Log: slog.New(slog.DiscardHandler), All: func() [][2]string { return nil },
+		Decide: func(ns, name string) (Gateway, Decision) { return m.gateways[ns+"/"+name], m.decision[ns+"/"+name] },
+		Told:   func(ns, name string) *Row { return m.rows[ns+"/"+name] },
+		Tell: func(_ context.Context, ns, name string, r *Row) error {
+			m.writes = append(m.writes, "tell")
+			m.rows[ns+"/"+name] = r
+			return nil
+		},
+	})
+}
+
+func (m *memory) set(g Gateway) { m.gateways["n/g"], m.decision["n/g"] = g, Run }
+
+func (m *memory) status(id string, status map[string]any) { m.objects[id]["status"] = status }
+
+func (m *memory) pod(uid, ready string, more map[string]any) {
+	meta := map[string]any{"namespace": "n", "name": uid, "uid": uid, "annotations": map[string]any{AnnotationGateway: "g"}}
+	for k, v := range more {
+		meta[k] = v
+	}
+	m.objects["Pod/"+uid] = Object{"kind": "Pod", "metadata": meta, "status": map[string]any{"hostIP": "192.0.2.7", "conditions": []any{map[string]any{"type": "Ready", "status": ready}}}}
+}
+
+func TestAnUnchangedGatewayCausesNoWrite(t *testing.T) {
+	m, p := newMemory()
+	if got := m.round(p); len(got) != 6 { // five objects, one row
+		t.Fatalf("first: %q", got)
+	}
+	if got := m.round(p); len(got) != 0 {
+		t.Errorf("second: %q", got)
+	}
+}
+
+// TestWhatOthersChanged: an autoscaler's number, a defaulted field and somebody's annotation stay; what is ours is put right.
+func TestWhatOthersChanged(t *testing.T) {
+	m, p := newMemory()
+	g := m.gateways["n/g"]
+	g.Parameters.Autoscaling = &v1alpha1.Autoscaling{MaxReplicas: 5}
+	m.set(g)
+	m.round(p)
+	spec := m.objects["Deployment/g-envoy"]["spec"].(map[string]any)
+	spec["replicas"], spec["revisionHistoryLimit"] = float64(4), float64(10)
+	m.objects["Service/g-envoy"].metadata()["annotations"].(map[string]any)["theirs"] = "x"
+	if got := m.round(p); len(got) != 0 {
+		t.Errorf("theirs was taken away: %q", got)
+	}
+	spec["selector"] = map[string]any{}
+	if got := m.round(p); !slices.Equal(got, []string{"apply Deployment/g-envoy"}) {
+		t.Errorf("ours was not put right: %q", got)
+	}
+}
+
+func TestANewListenerTouchesTheServiceAlone(t *testing.T) {
+	m, p := newMemory()
+	m.round(p)
+	g := m.gateways["n/g"]
+	g.Ports = append(g.Ports, Port{443, "TCP"})
+	m.set(g)
+	if got := m.round(p); !slices.Equal(got, []string{"apply Service/g-envoy"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestAnotherKindServesBeforeTheOldOneGoes: Envoys must not all go before their successors are there.
+func TestAnotherKindServesBeforeTheOldOneGoes(t *testing.T) {
+	m, p := newMemory()
+	m.round(p)
+	g := m.gateways["n/g"]
+	g.Parameters.Kind = new(v1alpha1.KindDaemonSet)
+	m.set(g)
+	if got := m.round(p); !slices.Equal(got, []string{"apply DaemonSet/g-envoy", "delete PodDisruptionBudget/g-envoy"}) {
+		t.Errorf("at once: %q", got)
+	}
+	m.status("DaemonSet/g-envoy", map[string]any{"numberAvailable": float64(1)})
+	if got := m.round(p); !slices.Equal(got, []string{"delete Deployment/g-envoy"}) {
+		t.Errorf("once it serves: %q", got)
+	}
+}
+
+func TestTheRowFollowsPodsAndTheService(t *testing.T) {
+	m, p := newMemory()
+	m.round(p)
+	m.pod("b", "True", nil)
+	m.pod("a", "True", nil)
+	m.pod("starting", "False", nil)
+	m.pod("leaving", "True", map[string]any{"deletionTimestamp": "2026-01-01T00:00:00Z"})
+	m.status("Service/g-envoy", map[string]any{"loadBalancer": map[string]any{"ingress": []any{map[string]any{"hostname": "lb.example"}, map[string]any{"ip": "192.0.2.1"}}}})
+	m.round(p)
+	row := m.rows["n/g"]
+	if row == nil || !slices.Equal(row.Proxies, []string{"a", "b"}) || !slices.Equal(row.Addresses, []string{"192.0.2.1", "lb.example"}) || row.Problem != "" {
+		t.Errorf("%+v", row)
+	}
+	if got := m.round(p); len(got) != 0 {
+		t.Errorf("told again: %q", got)
+	}
+}
+
+func TestAddressesOfServicesWithoutALoadBalancer(t *testing.T) {
+	m, p := newMemory()
+	for kind, want := range map[string][]string{"NodePort": {"192.0.2.7", "198.51.100.1"}, "ClusterIP": {"10.0.0.9", "198.51.100.1"}} {
+		m.round(p)
+		m.pod("a", "True", nil)
+		s := m.objects["Service/g-envoy"]
+		spec := s["spec"].(map[string]any)
+		spec["type"], spec["clusterIP"], spec["externalIPs"] = kind, "10.0.0.9", []any{"198.51.100.1"}
+		if got := addresses(s, m.Of("n", "g")); !slices.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", kind, got, want)
+		}
+	}
+}
+
+// TestAFailureIsToldOnceAndTriedAgain: on the Gateway, where its author looks.
+func TestAFailureIsToldOnceAndTriedAgain(t *testing.T) {
+	m, p := newMemory()
+	m.refuse = errors.New("exceeded quota: raise it")
+	m.round(p)
+	m.round(p)
+	if len(m.warnings) != 1 || !strings.Contains(m.rows["n/g"].Problem, "exceeded quota") {
+		t.Errorf("warnings %q, row %+v", m.warnings, m.rows["n/g"])
+	}
+	p.Touch("n", "g")
+	if due := p.due(); len(due) != 0 {
+		t.Errorf("tried again without a pause")
+	}
+	m.refuse = nil
+	m.round(p)
+	if r := m.rows["n/g"]; r.Problem != "" || len(m.objects) != 5 {
+		t.Errorf("%+v, %d objects", r, len(m.objects))
+	}
+}
+
+func TestUnknownIsNotAbsent(t *testing.T) {
+	m, p := newMemory()
+	m.round(p)
+	for _, c := range []struct {
+		decision Decision
+		writes   int
+		row      bool
+	}{
+		{Keep, 0, true}, {Forget, 1, false}, {Run, 1, true}, {Remove, 6, false},
+	} {
+		m.decision["n/g"] = c.decision
+		if got := m.round(p); len(got) != c.writes || (m.rows["n/g"] != nil) != c.row {
+			t.Errorf("decision %d: %q, row %+v", c.decision, got, m.rows["n/g"])
+		}
+	}
+	if len(m.objects) != 0 {
+		t.Errorf("left of another controller's Gateway: %v", m.objects)
+	}
+}
