@@ -13,7 +13,7 @@ import (
 func newGatewayCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{Use: "gateway", Aliases: []string{"gateways", "gtw"}, Short: "Gateways and how far their fleets are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(gateways().command(a), newGatewayShow(a))
+	cmd.AddCommand(gateways().command(a), newGatewayShow(a), newGatewayBootstrap(a))
 	return cmd
 }
 

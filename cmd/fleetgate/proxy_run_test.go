@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -68,6 +69,8 @@ func TestProxyRun(t *testing.T) {
 	eventually(t, "Envoy has read the new authority", func() bool { return updates() != before })
 	await(t, "ready with the new authority", "http://"+p.health+"/ready", http.StatusOK)
 
+	joinElsewhere(t, dir, binary, ports[2], ports[1])
+
 	stop()
 	await(t, "unready while it drains", "http://"+p.health+"/ready", http.StatusServiceUnavailable)
 	if code := codeOf("http://" + ports[3]); code != http.StatusNotFound {
@@ -76,6 +79,29 @@ func TestProxyRun(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+}
+
+// joinElsewhere has an Envoy that nobody provisioned join by what `fleetgate gateway bootstrap` prints.
+func joinElsewhere(t *testing.T, dir, binary, admin, xdsPort string) {
+	t.Helper()
+	var out, errs strings.Builder
+	world := terminal{out: &out, err: &errs, now: time.Now, getenv: func(string) string { return "" }}
+	code := run(context.Background(), []string{"gateway", "bootstrap", "gw", "-n", "shop", "--server", admin, "--proxy", "vm-1", "--xds", xdsPort, "--authority", dir,
+		"--certificates", filepath.Join(dir, "vm")}, world)
+	if code != exitFine {
+		t.Fatalf("exit %d: %s", code, errs.String())
+	}
+	file := filepath.Join(dir, "vm.json")
+	write(t, file, out.String())
+	cmd := exec.Command(binary, "-c", file, "--disable-hot-restart", "--concurrency", "1", "-l", "error")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	eventually(t, "the Envoy from elsewhere is in the fleet", func() bool {
+		out.Reset()
+		return run(context.Background(), []string{"proxy", "list", "--server", admin}, world) == exitFine && strings.Contains(out.String(), "vm-1")
+	})
 }
 
 // startReplica runs a real replica on a directory that holds one Gateway.

@@ -1,0 +1,277 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/tools/txtar"
+	"sigs.k8s.io/yaml"
+
+	"github.com/fleetgate/fleetgate/cluster/enroll"
+	"github.com/fleetgate/fleetgate/cluster/fleet"
+)
+
+// TestInfrastructure shares one API server: each part has objects of its own.
+func TestInfrastructure(t *testing.T) {
+	s := startAPIServer(t)
+	i, err := NewInfrastructure(Config{Name: "home", Connect: s.config(adminToken)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []string{"edge", "taken", "home"} {
+		s.apply("/api/v1/namespaces/"+ns, fmt.Sprintf(`{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q}}`, ns))
+	}
+	t.Run("what is rendered is what an API server keeps", func(t *testing.T) { appliedOnce(t, i) })
+	t.Run("what is not ours stays", func(t *testing.T) { notOurs(t, s, i) })
+	t.Run("tokens", func(t *testing.T) { tokens(t, s, i) })
+	t.Run("one replica wins", func(t *testing.T) { oneWins(t, s) })
+}
+
+// gatewaysOfCases are the Gateways of the rendering's own cases.
+func gatewaysOfCases(t *testing.T) map[string]fleet.Gateway {
+	t.Helper()
+	files, err := filepath.Glob("../../fleet/testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	out := map[string]fleet.Gateway{}
+	for n, file := range files {
+		a, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var g fleet.Gateway
+		if err := yaml.UnmarshalStrict(a.Files[0].Data, &g); err != nil {
+			t.Fatal(err)
+		}
+		if len(g.Name) < 200 {
+			g.Name = fmt.Sprintf("%s-%d", g.Name, n)
+		}
+		g.Namespace, g.UID, g.Addresses = "edge", fmt.Sprintf("00000000-0000-0000-0000-%012d", n), nil
+		out[g.Name] = g
+	}
+	return out
+}
+
+// appliedOnce: every case is applied, and then looked at again without a write, although an API server fills in dozens of defaults.
+func appliedOnce(t *testing.T, i *Infrastructure) {
+	gateways := gatewaysOfCases(t)
+	counted := &counting{Infrastructure: i}
+	var mu sync.Mutex
+	rows := map[string]*fleet.Row{}
+	told := make(chan string, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p := fleet.NewProvisioner(fleet.Config{
+		Cluster: counted, Install: fleet.Install{Image: "fleetgate", XDS: "xds:1", Certificates: "xds:2", ServerName: "xds", Authority: []byte("PEM")},
+		Log: slog.New(slog.DiscardHandler), All: func() (all [][2]string) {
+			for name := range gateways {
+				all = append(all, [2]string{"edge", name})
+			}
+			return all
+		},
+		Decide: func(_, name string) (fleet.Gateway, fleet.Decision) { return gateways[name], fleet.Run },
+		Told:   func(_, name string) *fleet.Row { mu.Lock(); defer mu.Unlock(); return rows[name] },
+		Tell: func(_ context.Context, _, name string, r *fleet.Row) error {
+			mu.Lock()
+			rows[name] = r
+			mu.Unlock()
+			told <- name
+			return nil
+		},
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	seen := map[string]bool{}
+	for len(seen) < len(gateways) {
+		seen[<-told] = true
+	}
+	view, err := i.Follow(ctx, func(string, string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, g := range gateways {
+		if r := rows[name]; r == nil || r.Problem != "" {
+			t.Errorf("%.40s: %+v", name, r)
+		}
+		want, err := fleet.Render(g, p.Install)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have := view.Of("edge", name); len(have) != len(want) {
+			t.Errorf("%.40s: %d objects, want %d", name, len(have), len(want))
+		}
+		p.Touch("edge", name)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	last := gateways["g-0"]
+	last.Name, last.UID = "last", "00000000-0000-0000-0000-0000000000ff"
+	gateways["last"] = last
+	want, err := fleet.Render(last, p.Install)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := counted.writes()
+	ctx, cancel = context.WithCancel(t.Context())
+	leader := fleet.NewProvisioner(p.Config) // it looks at all fleets, and makes the new one
+	go func() { ended <- leader.Run(ctx) }()
+	for <-told != "last" {
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if extra := counted.writes() - first; extra != len(want) {
+		t.Errorf("a new leader wrote %d objects for one new Gateway of %d objects, after %d for all before", extra, len(want), first)
+	}
+}
+
+// counting counts writes.
+type counting struct {
+	*Infrastructure
+	mu sync.Mutex
+	n  int
+}
+
+func (c *counting) writes() int { c.mu.Lock(); defer c.mu.Unlock(); return c.n }
+
+func (c *counting) Apply(ctx context.Context, o fleet.Object, create bool) error {
+	c.mu.Lock()
+	c.n++
+	c.mu.Unlock()
+	return c.Infrastructure.Apply(ctx, o, create)
+}
+
+func notOurs(t *testing.T, s *apiServer, i *Infrastructure) {
+	const path = "/api/v1/namespaces/taken/serviceaccounts/g-envoy"
+	s.apply(path, `{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"g-envoy","namespace":"taken","labels":{"theirs":"yes"}}}`)
+	before := s.read(path)
+	objects, err := fleet.Render(fleet.Gateway{Cluster: "home", Namespace: "taken", Name: "g", UID: "u", Class: "envoy"}, fleet.Install{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Apply(t.Context(), objects[0], true); !errors.Is(err, errNotByUs) {
+		t.Errorf("%v, want %v", err, errNotByUs)
+	}
+	if s.read(path) != before {
+		t.Error("it was changed")
+	}
+	var o fleet.Object
+	if err := json.Unmarshal([]byte(before), &o); err != nil {
+		t.Fatal(err)
+	}
+	o["metadata"].(map[string]any)["uid"] = "00000000-0000-0000-0000-000000000000" // what we saw was replaced meanwhile
+	o["kind"] = "ServiceAccount"
+	if err := i.Delete(t.Context(), o); err != nil {
+		t.Error(err)
+	}
+	if s.read(path) != before {
+		t.Error("another one of its name was deleted")
+	}
+	if err := i.Warn(t.Context(), fleet.Gateway{Namespace: "taken", Name: strings.Repeat("g", 253), UID: "u"}, strings.Repeat("x", 5000)); err != nil {
+		t.Error(err)
+	}
+	if events := s.read("/apis/events.k8s.io/v1/namespaces/taken/events"); !strings.Contains(events, "FleetNotProvisioned") {
+		t.Error("no event on the Gateway")
+	}
+}
+
+func tokens(t *testing.T, s *apiServer, i *Infrastructure) {
+	s.apply("/api/v1/namespaces/edge/serviceaccounts/proxy", `{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"proxy","namespace":"edge"}}`)
+	s.apply("/api/v1/namespaces/edge/pods/p", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","namespace":"edge"},"spec":{"serviceAccountName":"proxy","containers":[{"name":"c","image":"i"}]}}`)
+	var pod struct{ Metadata struct{ UID string } }
+	if err := json.Unmarshal([]byte(s.read("/api/v1/namespaces/edge/pods/p")), &pod); err != nil {
+		t.Fatal(err)
+	}
+	bound := fmt.Sprintf(`"boundObjectRef":{"kind":"Pod","apiVersion":"v1","name":"p","uid":%q}`, pod.Metadata.UID)
+	good := token(t, s, `"audiences":["fleetgate/home"],`+bound)
+	got, err := i.Review(t.Context(), good)
+	if want := (enroll.Pod{Namespace: "edge", ServiceAccount: "proxy", UID: pod.Metadata.UID}); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	for failure, bad := range map[string]string{
+		"forged":               good[:len(good)-4] + "AAAA",
+		"of another cluster":   token(t, s, `"audiences":["fleetgate/other"],`+bound),
+		"for the API server":   token(t, s, bound),
+		"bound to no pod":      token(t, s, `"audiences":["fleetgate/home"]`),
+		"no service account's": adminToken,
+	} {
+		if got, err := i.Review(t.Context(), bad); !errors.Is(err, enroll.ErrDenied) {
+			t.Errorf("a token that is %s: %+v, %v", failure, got, err)
+		}
+	}
+	s.remove("/api/v1/namespaces/edge/pods/p?gracePeriodSeconds=0")
+	s.waitFor("the token of a deleted pod to be denied", func() bool {
+		_, err := i.Review(t.Context(), good)
+		return errors.Is(err, enroll.ErrDenied)
+	})
+	away, err := NewInfrastructure(Config{Name: "home", Connect: s.config("nobody's")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := away.Review(t.Context(), good); err == nil || errors.Is(err, enroll.ErrDenied) {
+		t.Errorf("where the API server cannot be asked: %v; nothing may be denied by it", err)
+	}
+}
+
+func token(t *testing.T, s *apiServer, spec string) string {
+	t.Helper()
+	var b []byte
+	if err := s.do("POST", "/api/v1/namespaces/edge/serviceaccounts/proxy/token", "application/json",
+		`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":{`+spec+`}}`, &b); err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ Status struct{ Token string } }
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	return got.Status.Token
+}
+
+func oneWins(t *testing.T, s *apiServer) {
+	type outcome struct {
+		key, group string
+		won        bool
+	}
+	results := make(chan outcome, 8)
+	for n := range cap(results) {
+		go func() {
+			home, err := NewHome(s.config(adminToken), "r", "home")
+			if err != nil {
+				t.Error(err)
+			}
+			id := fmt.Sprint(n)
+			keys, err := home.Secret(t.Context(), "keys", func() (map[string][]byte, error) { return map[string][]byte{"k": []byte(id)}, nil })
+			if err != nil {
+				t.Error(err)
+			}
+			won, group, err := Marker{Home: home, Name: "group"}.Create(t.Context(), id)
+			if err != nil {
+				t.Error(err)
+			}
+			results <- outcome{string(keys["k"]), group, won}
+		}()
+	}
+	first := <-results
+	winners := map[bool]int{first.won: 1}
+	for range cap(results) - 1 {
+		one := <-results
+		winners[one.won]++
+		if one.key != first.key || one.group != first.group {
+			t.Errorf("%+v and %+v", first, one)
+		}
+	}
+	if winners[true] != 1 {
+		t.Errorf("%d won", winners[true])
+	}
+}
