@@ -93,6 +93,8 @@ func askedAddresses(spec *gatewayv1.GatewaySpec, out *record.Infrastructure) []r
 	var problems []record.Problem
 	for _, a := range spec.Addresses {
 		switch {
+		case a.Routability != "":
+			problems = append(problems, accepted("UnsupportedAddress", fmt.Sprintf("routability %s is not supported: remove it from spec.addresses", a.Routability)))
 		case a.Type != nil && *a.Type != gatewayv1.IPAddressType && *a.Type != gatewayv1.HostnameAddressType:
 			problems = append(problems, accepted("UnsupportedAddress", fmt.Sprintf("address type %s is not supported: use IPAddress or Hostname, or remove it from spec.addresses", *a.Type)))
 		case a.Value != "":

@@ -1,0 +1,67 @@
+package translate
+
+import gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+// SupportedFeatures are the features that are honoured, for status.supportedFeatures.
+func SupportedFeatures() []gatewayv1.SupportedFeature {
+	out := make([]gatewayv1.SupportedFeature, len(features))
+	for i, f := range features {
+		out[i].Name = gatewayv1.FeatureName(f)
+	}
+	return out
+}
+
+// features are the features of the Gateway API that are honoured, as its conformance suite names them and in the order that status.supportedFeatures asks for. A
+// feature is here when its fields reach proxies and its conditions are told; what is missing of a version's features is refused.
+var features = []string{
+	"BackendTLSPolicy",
+	"BackendTLSPolicySANValidation",
+	"GRPCRoute",
+	"GRPCRouteNamedRouteRule",
+	"GRPCRouteRequestHeaderModifier",
+	"Gateway",
+	"GatewayAddressEmpty",
+	"GatewayBackendClientCertificate",
+	"GatewayFrontendClientCertificateValidation",
+	"GatewayFrontendClientCertificateValidationInsecureFallback",
+	"GatewayHTTPListenerIsolation",
+	"GatewayHTTPSListenerDetectMisdirectedRequests",
+	"GatewayInfrastructure",
+	"GatewayPort8080",
+	"GatewayRouteHostnameIntersectionPrecedence",
+	"GatewayStaticAddresses",
+	"HTTPRoute",
+	"HTTPRoute303RedirectStatusCode",
+	"HTTPRoute307RedirectStatusCode",
+	"HTTPRoute308RedirectStatusCode",
+	"HTTPRouteBackendProtocolH2C",
+	"HTTPRouteBackendProtocolWebSocket",
+	"HTTPRouteBackendRequestHeaderModification",
+	"HTTPRouteBackendTimeout",
+	"HTTPRouteBackendURLRewrite",
+	"HTTPRouteCORS",
+	"HTTPRouteDestinationPortMatching",
+	"HTTPRouteHostRewrite",
+	"HTTPRouteMethodMatching",
+	"HTTPRouteNamedRouteRule",
+	"HTTPRouteParentRefPort",
+	"HTTPRoutePathRedirect",
+	"HTTPRoutePathRewrite",
+	"HTTPRoutePortRedirect",
+	"HTTPRouteQueryParamMatching",
+	"HTTPRouteRequestMirror",
+	"HTTPRouteRequestMultipleMirrors",
+	"HTTPRouteRequestPercentageMirror",
+	"HTTPRouteRequestTimeout",
+	"HTTPRouteResponseHeaderModification",
+	"HTTPRouteRetryCodes",
+	"HTTPRouteRetryConnectionError",
+	"HTTPRouteSchemeRedirect",
+	"ListenerSet",
+	"ReferenceGrant",
+	"TCPRoute",
+	"TLSRoute",
+	"TLSRouteModeMixed",
+	"TLSRouteModeTerminate",
+	"UDPRoute",
+}

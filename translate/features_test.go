@@ -1,0 +1,30 @@
+package translate
+
+import (
+	"slices"
+	"testing"
+
+	upstream "sigs.k8s.io/gateway-api/pkg/features"
+)
+
+// TestFeaturesAreThoseOfTheModule: a misspelled feature is never tested by anybody, and one that a new version brings is decided about, not forgotten.
+func TestFeaturesAreThoseOfTheModule(t *testing.T) {
+	refused := []string{"ClusterTrustBundle", "GatewayAddressRoutability", "GatewayAddressRoutabilityCluster", "GatewayListenerFilters"}
+	if !slices.IsSorted(features) || len(features) > 64 {
+		t.Errorf("%d features; the API wants them sorted and at most 64", len(features))
+	}
+	known := map[string]bool{}
+	for f := range upstream.AllFeatures {
+		name := string(f.Name)
+		known[name] = true
+		if mesh := len(name) > 3 && name[:4] == "Mesh"; mesh || slices.Contains(refused, name) || slices.Contains(features, name) {
+			continue
+		}
+		t.Errorf("%s is neither honoured nor refused", name)
+	}
+	for _, f := range append(slices.Clone(features), refused...) {
+		if !known[f] {
+			t.Errorf("%s is no feature of this version of the Gateway API", f)
+		}
+	}
+}
