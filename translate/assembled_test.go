@@ -97,7 +97,7 @@ func toYAML(t testing.TB, v any) string {
 	return string(b)
 }
 
-// renderStatuses writes all that committed records say of classes, Gateways, ListenerSets and routes.
+// renderStatuses writes all that committed records say of classes, Gateways, ListenerSets, routes and policies.
 func renderStatuses(t testing.TB, c *Compiler, s *assemble.State) string {
 	t.Helper()
 	var out strings.Builder
@@ -113,6 +113,8 @@ func renderStatuses(t testing.TB, c *Compiler, s *assemble.State) string {
 			v, ok = s.ListenerSetStatus(k)
 		case record.KindRoute:
 			v, ok = s.RouteStatus(k)
+		case record.KindPolicy:
+			v, ok = s.PolicyStatus(k)
 		}
 		if ok {
 			var plain any
@@ -125,7 +127,7 @@ func renderStatuses(t testing.TB, c *Compiler, s *assemble.State) string {
 	return out.String()
 }
 
-// prune leaves out what is empty or says nothing here: indexes, the object's own name, times that a status writer fills in.
+// prune leaves out what is empty or says nothing here: indexes, the object's own name, a class's features, times that a status writer fills in.
 func prune(v any) any {
 	switch v := v.(type) {
 	case []any:
@@ -134,7 +136,7 @@ func prune(v any) any {
 		}
 	case map[string]any:
 		for field, x := range v {
-			if field == "Object" || field == "Index" || field == "lastTransitionTime" || x == nil || x == "" || x == false {
+			if field == "Object" || field == "Index" || field == "Features" || field == "lastTransitionTime" || x == nil || x == "" || x == false {
 				delete(v, field)
 				continue
 			}
