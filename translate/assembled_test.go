@@ -127,7 +127,7 @@ func renderStatuses(t testing.TB, c *Compiler, s *assemble.State) string {
 	return out.String()
 }
 
-// prune leaves out what is empty or says nothing here: indexes, the object's own name, a class's features, times that a status writer fills in.
+// prune leaves out what is empty or says nothing here: indexes, the object's own name, times that a status writer fills in.
 func prune(v any) any {
 	switch v := v.(type) {
 	case []any:
@@ -136,7 +136,7 @@ func prune(v any) any {
 		}
 	case map[string]any:
 		for field, x := range v {
-			if field == "Object" || field == "Index" || field == "Features" || field == "lastTransitionTime" || x == nil || x == "" || x == false {
+			if field == "Object" || field == "Index" || field == "lastTransitionTime" || x == nil || x == "" || x == false {
 				delete(v, field)
 				continue
 			}
