@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -198,7 +199,10 @@ func TestManyChangesAreOneWriteASecond(t *testing.T) {
 		for i := range 100 {
 			w.set(func() {
 				w.route.Object.Generation = int64(i)
-				w.route.Parents[0].Conditions[0].ObservedGeneration = int64(i)
+				p := w.route.Parents[0] // what was handed out is being read
+				p.Conditions = slices.Clone(p.Conditions)
+				p.Conditions[0].ObservedGeneration = int64(i)
+				w.route.Parents = []assemble.ParentStatus{p}
 			})
 			wr.Touch([]record.Key{key})
 			time.Sleep(20 * time.Millisecond)
