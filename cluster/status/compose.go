@@ -100,7 +100,7 @@ func listenerConditions(present []gatewayv1.ListenerStatus, name gatewayv1.Secti
 
 // Route composes a route's status; converge gives how far the fleet of a parent is with this route.
 func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now metav1.Time, present gatewayv1.RouteStatus, ours func(controller gatewayv1.GatewayController) bool) gatewayv1.RouteStatus {
-	var out gatewayv1.RouteStatus
+	out := gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{}} // a route without parents has an empty list: API servers refuse null
 	for _, p := range s.Parents {
 		conditions := slices.Clone(p.Conditions)
 		if p.Attached {

@@ -309,6 +309,28 @@ func TestForeignEntriesSurvive(t *testing.T) {
 	})
 }
 
+func TestRouteWithoutParentsHasAListThatAnAPIServerTakes(t *testing.T) {
+	ours := func(gatewayv1.GatewayController) bool { return true }
+	present := gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{{ControllerName: "ours"}}}
+	if got := asJSON(Route(assemble.RouteStatus{}, nil, metav1.Now(), present, ours)); got != `{"parents":[]}` {
+		t.Errorf("after its last Gateway is gone: %s", got)
+	}
+}
+
+func TestNothingIsWrittenWhereNothingIsSaid(t *testing.T) {
+	for _, c := range []struct {
+		present, want string
+		same          bool
+	}{
+		{`null`, `{"parents":[]}`, true}, {`{"parents":null}`, `{"parents":[]}`, true}, {`{}`, `null`, true},
+		{`{"parents":[{"a":1}]}`, `{"parents":[]}`, false}, {`{"parents":[{"a":1,"b":[]}]}`, `{"parents":[{"b":null,"a":1}]}`, true}, {`{"n":0}`, `{}`, false},
+	} {
+		if sameJSON([]byte(c.present), []byte(c.want)) != c.same {
+			t.Errorf("%s and %s: same is %t, want %t", c.present, c.want, !c.same, c.same)
+		}
+	}
+}
+
 func TestPolicyOfOthersIsKept(t *testing.T) {
 	mine := func(c gatewayv1.GatewayController) bool { return c == "ours" }
 	foreign := gatewayv1.PolicyAncestorStatus{ControllerName: "theirs", AncestorRef: gatewayv1.ParentReference{Name: "x"}}

@@ -412,10 +412,34 @@ func (w *Writer) writeStatus(ctx context.Context, src member.Source, c composed)
 	return err == nil, err
 }
 
+// sameJSON tells whether two statuses say the same; null, an empty list and nothing do, so an object that is none of ours is left alone.
 func sameJSON(a, b []byte) bool {
 	var x, y any
 	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
 		return false
 	}
-	return asJSON(x) == asJSON(y)
+	return asJSON(bare(x)) == asJSON(bare(y))
+}
+
+// bare drops what is empty; nil where nothing is left.
+func bare(v any) any {
+	switch v := v.(type) {
+	case []any:
+		if len(v) == 0 {
+			return nil
+		}
+		for i := range v {
+			v[i] = bare(v[i])
+		}
+	case map[string]any:
+		for name, value := range v {
+			if v[name] = bare(value); v[name] == nil {
+				delete(v, name)
+			}
+		}
+		if len(v) == 0 {
+			return nil
+		}
+	}
+	return v
 }

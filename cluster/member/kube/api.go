@@ -203,8 +203,12 @@ func (a *api) at(r *rest.Request, k *kind, namespace, name string) *rest.Request
 	return r.NamespaceIfScoped(namespace, k.namespaced).Resource(k.resource).Name(name)
 }
 
-func parse(raw []byte, err error) (object, error) {
+func parse(answer rest.Result) (object, error) {
 	var o object
+	raw, err := answer.Raw()
+	if refused := answer.Error(); refused != nil { // says more: what the API server found wrong
+		err = refused
+	}
 	if err != nil {
 		return o, err
 	}
@@ -217,7 +221,7 @@ func parse(raw []byte, err error) (object, error) {
 
 func (a *api) get(ctx context.Context, k *kind, version, namespace, name string) (object, error) {
 	client := a.typed[schema.GroupVersion{Group: k.group, Version: version}]
-	return parse(a.at(client.Get(), k, namespace, name).SetHeader("Accept", runtime.ContentTypeJSON).DoRaw(ctx))
+	return parse(a.at(client.Get(), k, namespace, name).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx))
 }
 
 // putStatus replaces the status of an object of exactly this UID and resourceVersion.
@@ -231,7 +235,7 @@ func (a *api) putStatus(ctx context.Context, k *kind, version string, of metav1.
 	}
 	client := a.typed[schema.GroupVersion{Group: k.group, Version: version}]
 	r := a.at(client.Put(), k, of.Namespace, of.Name).SubResource("status")
-	return parse(r.SetHeader("Content-Type", runtime.ContentTypeJSON).SetHeader("Accept", runtime.ContentTypeJSON).Body(body).DoRaw(ctx))
+	return parse(r.SetHeader("Content-Type", runtime.ContentTypeJSON).SetHeader("Accept", runtime.ContentTypeJSON).Body(body).Do(ctx))
 }
 
 // patch merges a document into an object.

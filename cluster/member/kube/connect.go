@@ -98,6 +98,7 @@ func InCluster() (*rest.Config, error) {
 func prepare(in *rest.Config, userAgent string) *rest.Config {
 	c := rest.CopyConfig(in)
 	c.QPS = -1
+	c.WarningHandlerWithContext = rest.NoWarnings{} // they are meant for people who type
 	c.UserAgent = userAgent
 	c.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil }
 	return c
