@@ -50,7 +50,7 @@ func Gateway(s assemble.GatewayStatus, r Reach, c Convergence, now metav1.Time, 
 	programmed := c.condition(string(gatewayv1.GatewayConditionProgrammed), s.Object.Generation)
 	reason, message := r.obstacle(s.Requested)
 	if !s.Valid {
-		reason, message = string(gatewayv1.GatewayReasonInvalid), "no listener of this Gateway can be served; see the listeners' conditions"
+		reason, message = string(gatewayv1.GatewayReasonInvalid), "the Gateway is not accepted, or has no listener that can be served; see its condition Accepted and the listeners' conditions"
 	}
 	if reason != "" { // decides it before any proxy does
 		programmed.Status, programmed.Reason, programmed.Message = metav1.ConditionFalse, reason, message

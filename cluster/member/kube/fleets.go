@@ -3,35 +3,49 @@ package kube
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet"
 )
 
 // fleets is a view of everything that is provisioned in a cluster.
-type fleets []cache.SharedIndexInformer
+type fleets []*provisioned
+
+// provisioned is what there is of one kind. It is a store that tells of each change; a reflector fills it. An informer would do the same, but waits up to a minute
+// before it asks an API server again that was away.
+type provisioned struct {
+	cache.Indexer
+	changed func(namespace, gateway string)
+	once    sync.Once
+	synced  chan struct{}
+}
+
+var _ cache.ReflectorStore = (*provisioned)(nil)
 
 // Follow implements fleet.Cluster.
 func (i *Infrastructure) Follow(ctx context.Context, changed func(namespace, gateway string)) (fleet.View, error) {
-	factory := dynamicinformer.NewFilteredDynamicSharedInformerFactory(i.client, 0, metav1.NamespaceAll,
-		func(o *metav1.ListOptions) { o.LabelSelector = fleet.Selector })
 	var view fleets
 	for _, r := range followed() {
-		informer := factory.ForResource(r).Informer()
-		if err := prepareInformer(informer, changed); err != nil {
-			return nil, fmt.Errorf("following the %s of fleets: %w", r.Resource, err)
-		}
-		view = append(view, informer)
+		p := &provisioned{Indexer: cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{belongsTo: indexed}), changed: changed, synced: make(chan struct{})}
+		quiet := klog.Logger{} // a cluster that cannot be read is told of by its Source
+		backoff := retry
+		reflector := cache.NewReflectorWithOptions(i.listWatch(r), nil, p, cache.ReflectorOptions{Name: r.Resource, TypeDescription: r.Resource, Backoff: &backoff, Logger: &quiet})
+		go reflector.RunWithContext(klog.NewContext(ctx, quiet))
+		view = append(view, p)
 	}
-	factory.Start(ctx.Done())
-	for r, ok := range factory.WaitForCacheSync(ctx.Done()) {
-		if !ok {
-			return nil, fmt.Errorf("following the %s of fleets: %w", r.Resource, context.Cause(ctx))
+	for n, p := range view {
+		select {
+		case <-p.synced:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("following the %s of fleets: %w", followed()[n].Resource, ctx.Err())
 		}
 	}
 	return view, nil
@@ -45,43 +59,79 @@ func followed() []schema.GroupVersionResource {
 	return out
 }
 
-func prepareInformer(informer cache.SharedIndexInformer, changed func(namespace, gateway string)) error {
-	if err := informer.AddIndexers(cache.Indexers{belongsTo: func(o any) ([]string, error) {
-		u, ok := o.(*unstructured.Unstructured)
-		if !ok {
-			return nil, nil
-		}
-		namespace, name := fleet.Object(u.Object).GatewayOf()
-		return []string{namespace + "/" + name}, nil
-	}}); err != nil {
-		return err
+func (i *Infrastructure) listWatch(r schema.GroupVersionResource) cache.ListerWatcher {
+	client := i.client.Resource(r)
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector = fleet.Selector
+			return client.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector = fleet.Selector
+			return client.Watch(ctx, o)
+		},
 	}
-	if err := informer.SetTransform(func(o any) (any, error) {
-		if u, ok := o.(*unstructured.Unstructured); ok {
-			u.SetManagedFields(nil)
-		}
-		return o, nil
-	}); err != nil {
-		return err
+}
+
+func indexed(o any) ([]string, error) {
+	u, ok := o.(*unstructured.Unstructured)
+	if !ok {
+		return nil, nil
 	}
-	tell := func(o any) {
-		if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-			o = gone.Obj
-		}
-		if u, ok := o.(*unstructured.Unstructured); ok {
-			changed(fleet.Object(u.Object).GatewayOf())
-		}
+	namespace, name := fleet.Object(u.Object).GatewayOf()
+	return []string{namespace + "/" + name}, nil
+}
+
+func (p *provisioned) tell(o any) {
+	if u, ok := o.(*unstructured.Unstructured); ok {
+		p.changed(fleet.Object(u.Object).GatewayOf())
 	}
-	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: tell, DeleteFunc: tell, UpdateFunc: func(_, o any) { tell(o) }})
+}
+
+func trimFleet(o any) any {
+	if u, ok := o.(*unstructured.Unstructured); ok {
+		u.SetManagedFields(nil)
+	}
+	return o
+}
+
+// Add implements cache.ReflectorStore.
+func (p *provisioned) Add(o any) error { return p.Update(o) }
+
+// Update implements cache.ReflectorStore.
+func (p *provisioned) Update(o any) error {
+	err := p.Indexer.Update(trimFleet(o))
+	p.tell(o)
+	return err
+}
+
+// Delete implements cache.ReflectorStore.
+func (p *provisioned) Delete(o any) error {
+	err := p.Indexer.Delete(o)
+	p.tell(o)
+	return err
+}
+
+// Replace implements cache.ReflectorStore.
+func (p *provisioned) Replace(list []any, version string) error {
+	before := p.List()
+	for n := range list {
+		list[n] = trimFleet(list[n])
+	}
+	err := p.Indexer.Replace(list, version)
+	for _, o := range append(before, list...) {
+		p.tell(o)
+	}
+	p.once.Do(func() { close(p.synced) })
 	return err
 }
 
 // Of implements fleet.View.
 func (f fleets) Of(namespace, gateway string) []fleet.Object {
 	var out []fleet.Object
-	for _, informer := range f {
-		objects, err := informer.GetIndexer().ByIndex(belongsTo, namespace+"/"+gateway)
-		if err != nil { // the index is there: prepareInformer made it
+	for _, p := range f {
+		objects, err := p.ByIndex(belongsTo, namespace+"/"+gateway)
+		if err != nil { // the index is there: Follow made it
 			continue
 		}
 		for _, o := range objects {
@@ -97,8 +147,8 @@ func (f fleets) Of(namespace, gateway string) []fleet.Object {
 func (f fleets) Gateways() [][2]string {
 	seen := map[[2]string]bool{}
 	var out [][2]string
-	for _, informer := range f {
-		for _, o := range informer.GetStore().List() {
+	for _, p := range f {
+		for _, o := range p.List() {
 			u, ok := o.(*unstructured.Unstructured)
 			if !ok {
 				continue
