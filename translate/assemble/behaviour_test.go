@@ -535,3 +535,17 @@ func TestRejectedGatewaySaysSo(t *testing.T) {
 		t.Errorf("the previous listeners do not serve: %s", got)
 	}
 }
+
+// TestRouteWithoutRulesCanGo: its host has nothing to serve and is not kept, and the route goes all the same.
+func TestRouteWithoutRulesCanGo(t *testing.T) {
+	w, s := start(t, httpListener("http", "", 80))
+	k := routeKey("a", "empty")
+	s.Apply([]Change{w.update(k, routeRecord(k, []string{"empty.example"}, []record.Parent{parentOf(theGateway)}))})
+	if st, _ := s.RouteStatus(k); !st.Parents[0].Attached {
+		t.Fatal("the route is not attached")
+	}
+	s.Apply([]Change{w.remove(k)})
+	if _, there := s.RouteStatus(k); there {
+		t.Error("the route is still there")
+	}
+}

@@ -142,9 +142,10 @@ func (c *config) set(k record.Key, s *served, bindings []binding) (touched []rec
 		return touched
 	}
 	for _, d := range old.hosts {
-		h := c.hosts[d]
-		h.drop(old.served)
-		c.soil(h)
+		if h := c.hosts[d]; h != nil { // hosts of nothing but routes without rules are not kept
+			h.drop(old.served)
+			c.soil(h)
+		}
 	}
 	if s == nil {
 		delete(c.members, k)
