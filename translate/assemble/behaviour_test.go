@@ -549,3 +549,15 @@ func TestRouteWithoutRulesCanGo(t *testing.T) {
 		t.Error("the route is still there")
 	}
 }
+
+// TestUnknownRouteKindHidesNoMissingCertificate: both say ResolvedRefs=False, but only the one keeps the listener from being served.
+func TestUnknownRouteKindHidesNoMissingCertificate(t *testing.T) {
+	l := httpsListener("https", "", 443, secretKey("infra", "gone"))
+	l.Problems = []record.Problem{{Condition: "ResolvedRefs", Reason: "InvalidRouteKinds", Message: "no such kind", Rule: -1}}
+	_, s := start(t, l)
+	for _, r := range s.Resources("c/infra/gw") {
+		if r.Type == TypeListener {
+			t.Errorf("%s is served and uses %v, which is not there", r.Name, r.Uses)
+		}
+	}
+}

@@ -128,9 +128,9 @@ func unsupportedProtocol(protocol string) record.Problem {
 	}
 }
 
-// certificateProblems checks the certificates of a listener that terminates TLS, all of which must be there.
+// certificateProblems checks the certificates of a listener that terminates TLS and that nothing else keeps from being served: all of them must be there.
 func certificateProblems(l *listener, secret secretOf) []record.Problem {
-	if !l.terminates() || l.has(string(gatewayv1.ListenerConditionAccepted)) || l.has(string(gatewayv1.ListenerConditionResolvedRefs)) {
+	if !l.terminates() || l.obstacle() != "" {
 		return nil
 	}
 	invalid := func(message string) record.Problem {
