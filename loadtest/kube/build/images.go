@@ -27,10 +27,27 @@ func Images(ctx context.Context) (kubelet.Images, error) {
 	if err != nil {
 		return nil, err
 	}
+	nginx, err := nginxImage(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return kubelet.Images{
+		"nginx":      nginx,
 		"fleetgate":  {Root: root, Entrypoint: []string{"/usr/local/bin/fleetgate"}, User: nonroot, Group: nonroot},
 		"echo-basic": {Binary: echo, Entrypoint: []string{"/echo-basic"}},
 	}, nil
+}
+
+// nginxImage is the machine's own nginx, or else a page server that says what it is.
+func nginxImage(ctx context.Context) (kubelet.Image, error) {
+	foreground := []string{"-g", "daemon off;"}
+	const nginx = "/usr/sbin/nginx"
+	if _, err := os.Stat(nginx); err == nil {
+		return kubelet.Image{Root: "/", Entrypoint: []string{nginx}, Cmd: foreground}, nil
+	}
+	pages, err := Own(ctx, "loadtest/kube/pages", "pages")
+	// Below /usr the container has the machine's programs, so the stand-in lies elsewhere.
+	return kubelet.Image{Binary: pages, Entrypoint: []string{"/programs/nginx"}, Cmd: foreground, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/programs"}}, err
 }
 
 // nonroot is the user of images without a distribution.

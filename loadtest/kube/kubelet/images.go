@@ -15,7 +15,7 @@ type Images map[string]Image
 
 // Image is the stand-in for a container image.
 type Image struct {
-	// Binary is a program of the machine that the container sees at the path Entrypoint[0]; the rest of its file system is the machine's programs, read-only.
+	// Binary is a program of the machine that the container sees at the path Entrypoint[0], which must not be below /usr; the rest of its file system is the machine's programs, read-only.
 	Binary string
 	// Root is a directory that the container sees as its root and whose files it may change for itself; "/" is the machine's own. It replaces the file
 	// system that comes with Binary.
@@ -28,7 +28,8 @@ type Image struct {
 	Env []string
 	// User and Group are what containers run as that name no user.
 	User, Group uint32
-	Dir         string
+	// Dir is the working directory of containers that name none.
+	Dir string
 }
 
 // find looks up an image; the error lists what there is.

@@ -31,7 +31,9 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -41,9 +43,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fleetgate/fleetgate/loadtest/kube/link"
 )
@@ -224,12 +223,12 @@ func (k *kubelet) worker(uid types.UID) *worker {
 	return k.workers[uid]
 }
 
-// find is the worker of the pod with this name that is not being replaced.
+// find is the worker of the pod with this name, not of one that was there before it.
 func (k *kubelet) find(namespace, name string) *worker {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, w := range k.workers {
-		if w.namespace == namespace && w.name == name {
+		if w.namespace == namespace && w.name == name && !w.report.isGone() {
 			return w
 		}
 	}

@@ -78,6 +78,18 @@ func (w *worker) notePID(name string, pid int) {
 	}
 }
 
+// forgetPIDs takes back what notePID wrote, and nothing that a later pod of the same name has written.
+func (w *worker) forgetPIDs() {
+	dir := w.k.pids(w.pod)
+	for name, r := range w.containers {
+		path := filepath.Join(dir, name)
+		if data, err := os.ReadFile(path); err == nil && string(data) == strconv.Itoa(r.process.PID())+"\n" {
+			_ = os.Remove(path) // what stays names a process that is gone
+		}
+	}
+	_ = os.Remove(dir) // fails while there are files of others
+}
+
 func (k *kubelet) pids(pod *v1.Pod) string {
 	return filepath.Join(k.Dir, "pids", pod.Namespace, pod.Name)
 }

@@ -259,7 +259,7 @@ func (e executor) onPipes(args []string, in io.Reader, out, errs io.WriteCloser)
 
 // onTerminal starts a command on a terminal of its own.
 func (e executor) onTerminal(args []string, in io.Reader, out io.Writer, resize <-chan remotecommand.TerminalSize) (*container.Running, func(), error) {
-	ours, theirs, err := openTerminal()
+	ours, theirs, err := openTerminal(e.process.PID())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -284,8 +284,10 @@ func (e executor) onTerminal(args []string, in io.Reader, out io.Writer, resize 
 	return command, func() { <-done; ours.Close() }, nil
 }
 
-func openTerminal() (ours, theirs *os.File, err error) {
-	ours, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+// openTerminal makes a terminal of the container's own, so that programs there find it by name.
+func openTerminal(pid int) (ours, theirs *os.File, err error) {
+	dir := fmt.Sprintf("/proc/%d/root/dev/pts", pid)
+	ours, err = os.OpenFile(dir+"/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening a terminal: %w", err)
 	}
@@ -296,7 +298,7 @@ func openTerminal() (ours, theirs *os.File, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("numbering a terminal: %w", err), ours.Close())
 	}
-	theirs, err = os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	theirs, err = os.OpenFile(dir+"/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("opening a terminal: %w", err), ours.Close())
 	}

@@ -365,6 +365,7 @@ func (w *worker) settle() {
 	}
 	w.stopped = true
 	w.disconnect()
+	w.forgetPIDs()
 }
 
 // stopper returns what stops a container: the preStop hook, SIGTERM, and at the end of ctx SIGKILL.
@@ -410,6 +411,7 @@ func (w *worker) cleanUp() {
 		<-r.process.Done()
 	}
 	w.disconnect()
+	w.forgetPIDs()
 	w.k.forget(w)
 	if w.report.isGone() {
 		if err := os.RemoveAll(w.k.place(w.pod.UID)); err != nil {

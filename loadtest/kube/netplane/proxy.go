@@ -83,7 +83,9 @@ func (p *proxy) apply(t table) error {
 // buffer is room for a transaction, which goes to the kernel in one piece, and for its acknowledgements.
 const buffer = 64 << 20
 
-func wide(c *mdnetlink.Conn) error { return errors.Join(c.SetWriteBuffer(buffer), c.SetReadBuffer(buffer)) }
+func wide(c *mdnetlink.Conn) error {
+	return errors.Join(c.SetWriteBuffer(buffer), c.SetReadBuffer(buffer))
+}
 
 // route makes virtual addresses outside of the ranges routable.
 func (p *proxy) route(virtual map[netip.Addr]bool) error {
