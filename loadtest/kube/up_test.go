@@ -33,7 +33,9 @@ func upForTest(t *testing.T, o rig.Options) *rig.Rig {
 	if testing.Short() {
 		t.Skip("starts Kubernetes clusters, and builds Kubernetes the first time")
 	}
-	o.Images = kubelet.Images{} // no pods here
+	if o.Images == nil {
+		o.Images = kubelet.Images{} // no pods here
+	}
 	o, err := build.Options(t.Context(), o, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
