@@ -153,7 +153,7 @@ func (c *Controller) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			if sent.result != nil {
-				<-sent.result
+				_ = <-sent.result // ctx is what ends it
 			}
 			return ctx.Err()
 		case err := <-sent.result:

@@ -63,7 +63,7 @@ func openSnapshot(path string) (*bolt.DB, *memory, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := load(db)
+	m, err := load(db, nil)
 	if err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}

@@ -59,7 +59,8 @@ type identityValue struct {
 
 // Options are a store's settings.
 type Options struct {
-	Logger *slog.Logger // nil = silent
+	Logger *slog.Logger  // nil = silent
+	Visit  func(*Record) // nil, or called by Open with each record that it reads anyway: who starts by wanting them all needs no second scan
 }
 
 // initialMap is address space, not memory: while the file fits, growing it never has to wait for readers to leave.
@@ -114,7 +115,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := os.Remove(s.restorePath()); err != nil && !errors.Is(err, os.ErrNotExist) { // left by a crash during Restore
 		return nil, errors.Join(fmt.Errorf("removing an unfinished snapshot: %w", err), db.Close())
 	}
-	if s.mem, err = load(db); err != nil {
+	if s.mem, err = load(db, opts.Visit); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	s.handle, s.applied = &handle{db: db}, s.mem.applied
@@ -158,7 +159,7 @@ func checkFormat(tx *bolt.Tx) error {
 }
 
 // load rebuilds the memory by one scan.
-func load(db *bolt.DB) (*memory, error) {
+func load(db *bolt.DB, visit func(*Record)) (*memory, error) {
 	m := newMemory()
 	err := db.View(func(tx *bolt.Tx) error {
 		meta, err := readMeta(tx)
@@ -169,7 +170,14 @@ func load(db *bolt.DB) (*memory, error) {
 		copy(m.hash[:], meta.Hash)
 		m.remember()
 		for _, b := range [][]byte{bucketRecords, bucketEndpoints} {
-			if err := each(tx, b, func(_ []byte, r *Record) { m.exists[r.Key] = true; m.index(r, 1) }); err != nil {
+			err := each(tx, b, func(_ []byte, r *Record) {
+				m.exists[r.Key] = true
+				m.index(r, 1)
+				if visit != nil {
+					visit(r)
+				}
+			})
+			if err != nil {
 				return err
 			}
 		}

@@ -78,11 +78,12 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 		return err
 	}
 	defer func() { _ = admin.Close() }()
-	if err := r.openStore(); err != nil {
+	records, err := r.openStore()
+	if err != nil {
 		return err
 	}
 	defer func() { _ = r.db.Close() }()
-	stopXDS, err := r.serveXDS(ctx)
+	stopXDS, err := r.serveXDS(ctx, records)
 	if err != nil {
 		return err
 	}
@@ -159,18 +160,20 @@ func listen(what, flag, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// openStore opens the route store.
-func (r *replica) openStore() error {
+// openStore opens the route store; it gives all records.
+func (r *replica) openStore() ([]*store.Record, error) {
 	key, err := seal.Load(r.cfg.SealKeyFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.key = key
-	if r.db, err = store.Open(filepath.Join(r.cfg.DataDir, "store"), store.Options{Logger: r.log}); err != nil {
-		return err
+	var records []*store.Record
+	visit := func(rec *store.Record) { records = append(records, rec) }
+	if r.db, err = store.Open(filepath.Join(r.cfg.DataDir, "store"), store.Options{Logger: r.log, Visit: visit}); err != nil {
+		return nil, err
 	}
 	r.acks = newAcks(r.cfg.Pod, r.log)
-	return nil
+	return records, nil
 }
 
 // checkSealed refuses a sealed record that our key does not open.
@@ -189,14 +192,14 @@ func (r *replica) checkSealed(rec *store.Record) error {
 }
 
 // serveXDS answers proxies from the disk, before anybody else was heard (D4).
-func (r *replica) serveXDS(ctx context.Context) (stop func(), err error) {
+func (r *replica) serveXDS(ctx context.Context, records []*store.Record) (stop func(), err error) {
 	r.xds = xds.New(xds.Config{
 		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp, Trial: r.trial,
 		SystemVersion: func(index uint64) string { return fmt.Sprintf("1.%d", index) },
 	})
 	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, check: r.checkSealed, log: r.log, touch: r.touch,
 		config: assemble.Config{ControllerNames: r.cfg.ControllerNames, ListenAddress: r.cfg.ListenAddress, AccessLog: r.cfg.AccessLog}}
-	if err := r.pipe.start(); err != nil {
+	if err := r.pipe.start(records); err != nil {
 		return nil, err
 	}
 	lis, err := listen("xDS port", "--xds-listen", r.cfg.XDSListen)

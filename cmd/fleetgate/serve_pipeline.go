@@ -35,22 +35,33 @@ type pipeline struct {
 	events <-chan store.Event
 }
 
-// start assembles what the disk holds, so that proxies can be answered before anybody else was heard.
-func (p *pipeline) start() error {
+// start assembles what the disk holds, so that proxies can be answered before anybody else was heard. records are all that the store read when it was
+// opened; nothing has been applied since.
+func (p *pipeline) start(records []*store.Record) error {
 	p.ahead = map[store.Key]shard.Ahead{}
 	p.events, p.cancel = p.db.Subscribe()
-	return p.rebuild()
+	return p.assemble(func(each func(*store.Record) error) (uint64, error) {
+		for _, r := range records {
+			if err := each(r); err != nil {
+				return 0, err
+			}
+		}
+		return p.db.Applied(), nil
+	})
 }
 
 // rebuild assembles everything from the store.
-func (p *pipeline) rebuild() error {
+func (p *pipeline) rebuild() error { return p.assemble(p.db.Snapshot) }
+
+// assemble replaces what is assembled by what a scan finds; the scan gives the index of what it saw.
+func (p *pipeline) assemble(scan func(each func(*store.Record) error) (uint64, error)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.fleets
 	p.state, p.fleets = assemble.New(p.config), map[string]uint64{}
 	p.loadPins()
 	var changes []assemble.Change
-	index, err := p.db.Snapshot(func(r *store.Record) error {
+	index, err := scan(func(r *store.Record) error {
 		changes = append(changes, p.change(r.Key, r))
 		return p.check(r)
 	})
