@@ -37,7 +37,7 @@ func child() {
 	failures := os.NewFile(failuresFD, "failures")
 	unix.CloseOnExec(failuresFD)
 	err := obey(failures)
-	fmt.Fprintln(failures, err)
+	_, _ = fmt.Fprintln(failures, err)
 	os.Exit(128)
 }
 

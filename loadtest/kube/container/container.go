@@ -124,9 +124,9 @@ func start(o order, network *os.File, stdio Stdio, flags uintptr) (*Running, err
 		cmd.ExtraFiles = append(cmd.ExtraFiles, network)
 	}
 	err = fork(cmd)
-	orders.Close()
-	failures.Close()
-	defer hear.Close()
+	_ = orders.Close()
+	_ = failures.Close()
+	defer func() { _ = hear.Close() }()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("starting a container process: %w", err), tell.Close())
 	}
@@ -134,7 +134,7 @@ func start(o order, network *os.File, stdio Stdio, flags uintptr) (*Running, err
 	go r.wait()
 	// A child that dies early closes its ends: writing fails, reading ends, and its exit says why.
 	_, writeErr := tell.Write(input)
-	tell.Close()
+	_ = tell.Close()
 	report, readErr := io.ReadAll(hear)
 	if len(report) == 0 && writeErr == nil && readErr == nil {
 		return r, nil

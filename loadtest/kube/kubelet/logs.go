@@ -54,7 +54,7 @@ func (l *containerLog) pipe(stream string) (*os.File, error) {
 		return nil, fmt.Errorf("making a container's %s: %w", stream, err)
 	}
 	l.writers.Go(func() {
-		defer r.Close()
+		defer func() { _ = r.Close() }()
 		lines := bufio.NewReaderSize(r, maxLine)
 		for {
 			text, err := lines.ReadSlice('\n')
@@ -91,7 +91,7 @@ func (l *containerLog) rotate() {
 	if err != nil {
 		return // go on with the long one
 	}
-	l.file.Close()
+	_ = l.file.Close()
 	if l.segments > 0 {
 		_ = os.Remove(l.segment(l.segments - 1)) // what stays only takes room
 	}
@@ -104,7 +104,7 @@ func (l *containerLog) close() {
 	l.writers.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.file.Close()
+	_ = l.file.Close()
 	l.file = nil
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -140,7 +140,7 @@ func (l *containerLog) readSegment(ctx context.Context, n int, follow bool, f fu
 	if err != nil {
 		return false, fmt.Errorf("reading a container's log: %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	var offset int64
 	for {
 		segment, size, open, changed := l.state()

@@ -208,7 +208,7 @@ func (t target) httpGet(ctx context.Context, g *v1.HTTPGetAction) error {
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode < 200 || response.StatusCode >= 400 {
 		body, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // only to tell
 		return fmt.Errorf("HTTP probe failed with statuscode: %d: %s", response.StatusCode, body)
@@ -233,7 +233,7 @@ func (t target) grpc(ctx context.Context, g *v1.GRPCAction) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	request := &healthpb.HealthCheckRequest{}
 	if g.Service != nil {
 		request.Service = *g.Service

@@ -105,18 +105,10 @@ func (w *worker) launch(c *v1.Container, spec container.Spec) (*run, error) {
 		return nil, err
 	}
 	w.attempts[c.Name]++
-	out, err := log.pipe("stdout")
+	process, err := startLogged(spec, w.network.File(), log)
 	if err != nil {
-		return nil, err
-	}
-	defer out.Close()
-	errs, err := log.pipe("stderr")
-	if err != nil {
-		return nil, err
-	}
-	defer errs.Close()
-	process, err := container.Start(spec, w.network.File(), container.Stdio{Out: out, Err: errs})
-	if err != nil {
+		log.close()
+		log.remove()
 		return nil, err
 	}
 	r := &run{process: process, log: log}
@@ -127,6 +119,21 @@ func (w *worker) launch(c *v1.Container, spec container.Spec) (*run, error) {
 		}
 	}
 	return r, nil
+}
+
+// startLogged starts a process that writes to a log, which is left without writers where that fails.
+func startLogged(spec container.Spec, network *os.File, log *containerLog) (*container.Running, error) {
+	out, err := log.pipe("stdout")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = out.Close() }()
+	errs, err := log.pipe("stderr")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = errs.Close() }()
+	return container.Start(spec, network, container.Stdio{Out: out, Err: errs})
 }
 
 // unstarted notes a failed attempt.

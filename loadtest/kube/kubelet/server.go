@@ -42,7 +42,7 @@ func (k *kubelet) serve(l net.Listener) {
 		return
 	}
 	server := &http.Server{Handler: k.handler(), TLSConfig: config, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
-	stop := context.AfterFunc(k.ctx, func() { server.Close() })
+	stop := context.AfterFunc(k.ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
 		k.Log.Error("the API of the node has ended", "error", err)
@@ -80,7 +80,7 @@ func (k *kubelet) tlsConfig() (*tls.Config, error) {
 
 func (k *kubelet) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "ok") })
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", k.serveLogs)
 	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.serveExec)
 	mux.HandleFunc("/exec/{namespace}/{pod}/{uid}/{container}", k.serveExec)
@@ -214,7 +214,7 @@ func (e executor) onPipes(args []string, in io.Reader, out, errs io.WriteCloser)
 	var copies []chan struct{}
 	defer func() {
 		for _, f := range childEnds {
-			f.Close()
+			_ = f.Close()
 		}
 	}()
 	if in != nil {
@@ -224,7 +224,7 @@ func (e executor) onPipes(args []string, in io.Reader, out, errs io.WriteCloser)
 		}
 		stdio.In, childEnds = r, append(childEnds, r)
 		go func() {
-			defer w.Close()
+			defer func() { _ = w.Close() }()
 			_, _ = io.Copy(w, in) // ends with either side
 		}()
 	}
@@ -244,7 +244,7 @@ func (e executor) onPipes(args []string, in io.Reader, out, errs io.WriteCloser)
 		copies = append(copies, done)
 		go func() {
 			defer close(done)
-			defer r.Close()
+			defer func() { _ = r.Close() }()
 			_, _ = io.Copy(stream.to, r) // ends with either side
 		}()
 	}
@@ -264,7 +264,7 @@ func (e executor) onTerminal(args []string, in io.Reader, out io.Writer, resize 
 		return nil, nil, err
 	}
 	command, err := e.process.Exec(args, container.Stdio{In: theirs, Out: theirs, Err: theirs, Terminal: true})
-	theirs.Close()
+	_ = theirs.Close()
 	if err != nil {
 		return nil, nil, errors.Join(err, ours.Close())
 	}
@@ -281,7 +281,7 @@ func (e executor) onTerminal(args []string, in io.Reader, out io.Writer, resize 
 		defer close(done)
 		_, _ = io.Copy(out, ours) // a terminal without programs reads as an error
 	}()
-	return command, func() { <-done; ours.Close() }, nil
+	return command, func() { <-done; _ = ours.Close() }, nil
 }
 
 // openTerminal makes a terminal of the container's own, so that programs there find it by name.
@@ -324,7 +324,7 @@ type forwarder struct{ w *worker }
 
 // PortForward implements portforward.PortForwarder.
 func (f forwarder) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	var c net.Conn
 	var err error
 	asked := f.w.ask(func() {
@@ -340,7 +340,7 @@ func (f forwarder) PortForward(ctx context.Context, _, _ string, port int32, str
 	if err = errors.Join(asked, err); err != nil {
 		return fmt.Errorf("connecting to port %d of the pod: %w", port, err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	done := make(chan struct{}, 2)
 	for _, pair := range []struct {
 		to   io.Writer

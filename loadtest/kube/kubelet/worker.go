@@ -430,7 +430,7 @@ func quietly(ctx context.Context, c *container.Running, args []string) error {
 	if err != nil {
 		return fmt.Errorf("running a command: %w", err)
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	_ = os.Remove(out.Name()) // the open file stays
 	command, err := c.Exec(args, container.Stdio{Out: out, Err: out})
 	if err != nil {

@@ -56,7 +56,7 @@ func newNameServer(o Options, objects objects) (*nameServer, error) {
 
 func (s *nameServer) serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() { s.udp.Close(); s.tcp.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = errors.Join(s.udp.Close(), s.tcp.Close()) })
 	defer stop()
 	g.Go(func() error { return ended(ctx, s.serveUDP()) })
 	g.Go(func() error { return ended(ctx, s.serveTCP(ctx, g)) })
@@ -93,8 +93,8 @@ func (s *nameServer) serveTCP(ctx context.Context, g *errgroup.Group) error {
 			return err
 		}
 		g.Go(func() error {
-			defer c.Close()
-			stop := context.AfterFunc(ctx, func() { c.Close() })
+			defer func() { _ = c.Close() }()
+			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 			defer stop()
 			s.converse(c)
 			return nil
