@@ -100,9 +100,8 @@ func (s suiteRun) cluster(ctx context.Context, progress io.Writer) (*rig.Rig, fu
 	if err == nil || !errors.Is(err, rig.ErrNone) {
 		return r, func() {}, err
 	}
-	o := s.Options
-	o.Clusters = 1
-	if r, err = start(ctx, o, progress); err != nil {
+	s.Clusters = 1
+	if r, err = start(ctx, s.Options, progress); err != nil {
 		return nil, nil, err
 	}
 	return r, func() {

@@ -60,8 +60,10 @@ func up(ctx context.Context, o rig.Options, out, progress io.Writer) error {
 // start builds what is missing and starts clusters, telling every step.
 func start(ctx context.Context, o rig.Options, progress io.Writer) (*rig.Rig, error) {
 	var err error
-	if o.Program, err = os.Executable(); err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
+	if o.Program == "" {
+		if o.Program, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("find this program: %w", err)
+		}
 	}
 	if o, err = build.Options(ctx, o, progress); err != nil {
 		return nil, err
