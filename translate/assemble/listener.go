@@ -162,21 +162,39 @@ func certificateProblems(l *listener, secret secretOf) []record.Problem {
 }
 
 // findConflicts marks listeners that are not distinct. Gateway API v1.7: of one Gateway or ListenerSet no conflicting listener wins, none of them is accepted;
-// between them the Gateway's come first, then the older ListenerSet's, as they are ordered here. Listeners of protocols that are not served take no part.
+// between them the Gateway's come first, then the older ListenerSet's, as they are ordered here. A listener that has lost to an earlier one is out, and does not
+// take others of its own ListenerSet with it. Listeners of protocols that are not served take no part.
 func findConflicts(all []*listener) {
-	for i, a := range all {
-		if a.has(string(gatewayv1.ListenerConditionAccepted)) {
-			continue
+	for start, end := 0, 0; start < len(all); start = end {
+		for end = start; end < len(all) && all[end].set == all[start].set; end++ {
+			all[end].conflict = worstConflict(all[end], all[:start])
 		}
-		for j, b := range all {
-			if a == b || a.Port != b.Port || b.has(string(gatewayv1.ListenerConditionAccepted)) || a.set != b.set && (j > i || b.conflict != nil) {
-				continue
-			}
-			if p := conflict(a, b); p != nil && (a.conflict == nil || p.Reason == string(gatewayv1.ListenerReasonProtocolConflict)) {
-				a.conflict = p
+		own := all[start:end]
+		among := make([]*record.Problem, len(own))
+		for i, a := range own {
+			among[i] = worstConflict(a, own)
+		}
+		for i, a := range own {
+			if a.conflict == nil {
+				a.conflict = among[i]
 			}
 		}
 	}
+}
+
+// worstConflict is what a conflicts with among those that are still in, another protocol before the same hostname; nil = nothing.
+func worstConflict(a *listener, others []*listener) *record.Problem {
+	var worst *record.Problem
+	out := func(l *listener) bool { return l.conflict != nil || l.has(string(gatewayv1.ListenerConditionAccepted)) }
+	for _, b := range others {
+		if a == b || a.Port != b.Port || out(a) || out(b) {
+			continue
+		}
+		if p := conflict(a, b); p != nil && (worst == nil || p.Reason == string(gatewayv1.ListenerReasonProtocolConflict)) {
+			worst = p
+		}
+	}
+	return worst
 }
 
 func conflict(a, b *listener) *record.Problem {

@@ -68,6 +68,7 @@ func gatewayStatus(g *gateway) GatewayStatus {
 	slices.Sort(out.Ports)
 	accepted := gatewayAccepted(g)
 	out.Conditions = append([]metav1.Condition{accepted}, others(g.problems, g.record.Object.Generation, accepted.Type)...)
+	out.Conditions = append(out.Conditions, clientCertificateResolved(g)...)
 	if insecure(g.record.Frontend) {
 		out.Conditions = append(out.Conditions, condition(string(gatewayv1.GatewayConditionInsecureFrontendValidationMode), true, string(gatewayv1.GatewayReasonConfigurationChanged),
 			"clients without a valid certificate are let in on some ports", g.record.Object.Generation))
@@ -79,6 +80,16 @@ func gatewayStatus(g *gateway) GatewayStatus {
 	}
 	out.Valid = any && accepted.Status == metav1.ConditionTrue
 	return out
+}
+
+// clientCertificateResolved is the condition ResolvedRefs of a Gateway whose certificate towards backends is in order. One that is not is a problem of the Gateway,
+// and told by others.
+func clientCertificateResolved(g *gateway) []metav1.Condition {
+	kind := string(gatewayv1.GatewayConditionResolvedRefs)
+	if _, _, bad := summary(g.problems, kind); bad || g.record.ClientKey == nil {
+		return nil
+	}
+	return []metav1.Condition{condition(kind, true, string(gatewayv1.GatewayReasonResolvedRefs), "all references are resolved", g.record.Object.Generation)}
 }
 
 // gatewayAccepted sums up: a problem of the whole Gateway, or listeners that are not accepted. What keeps a Gateway as a whole from being accepted does

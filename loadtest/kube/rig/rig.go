@@ -4,7 +4,7 @@
 // the program loadtest/kube.
 //
 // All clusters of one rig live in one network namespace, and in one PID namespace whose first process is tied to the supervisor. The machine's own network is therefore never
-// touched, and nothing can be left over: whoever is killed, and however hard, the kernel ends every process of the rig and with the last one every address, route and
+// touched (one limit of the machine is, see limits.go), and nothing can be left over: whoever is killed, and however hard, the kernel ends every process of the rig and with the last one every address, route and
 // firewall rule. What remains after a `kill -9` is a directory, which the next Up or Down removes.
 //
 // Two things lead in from outside. A socket keeps the network namespace in which it was made, so the API servers' listeners on the machine's loopback are made before the
@@ -111,6 +111,9 @@ func Up(ctx context.Context, o Options) (*Rig, error) {
 	dir, err := prepare(o.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if told := raiseLimits(inotifyLimit); told != "" && o.Progress != nil {
+		o.Progress(Event{Text: told})
 	}
 	listeners, err := listenLoopback(o.Clusters)
 	if err != nil {
