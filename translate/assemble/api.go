@@ -61,7 +61,7 @@ type Resource struct {
 	Plain   bool // of a secret: its Bytes are not sealed, for they hold only certificates of authorities
 }
 
-// FleetDelta is what changed for the fleet of one Gateway.
+// FleetDelta is what changed for the fleet of one Gateway. A new fleet is told of even when it has nothing to run: its proxies wait until they hear that there is nothing.
 type FleetDelta struct {
 	Fleet     string
 	Gateway   record.Key

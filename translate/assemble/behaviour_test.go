@@ -561,3 +561,17 @@ func TestUnknownRouteKindHidesNoMissingCertificate(t *testing.T) {
 		}
 	}
 }
+
+// TestANewFleetIsToldThatItHasNothingToRun: an Envoy whose Gateway has no valid listener would wait for ever, and its pod never be ready.
+func TestANewFleetIsToldThatItHasNothingToRun(t *testing.T) {
+	w, s := newWorld(t), New(testConfig)
+	s.Apply([]Change{w.put(classKey("one"), class("one", ours))})
+	nothing := gatewayRecord(theGateway, "one")
+	if d := s.Apply([]Change{w.put(theGateway, nothing)}); len(d.Fleets) != 1 || d.Fleets[0].Gone || len(d.Fleets[0].Resources) != 0 {
+		t.Fatalf("delta of a new Gateway without listeners: %+v", d)
+	}
+	nothing.Object.Generation++
+	if d := s.Apply([]Change{w.put(theGateway, nothing)}); len(d.Fleets) != 0 {
+		t.Fatalf("told twice: %+v", d)
+	}
+}

@@ -16,6 +16,7 @@ type fleet struct {
 	gateway   *gateway // nil = not ours any more
 	resources map[resourceKey]Resource
 	streams   map[string]bool // whose clusters and endpoints are among them
+	told      bool            // it has been in a Delta
 }
 
 type resourceKey struct {

@@ -396,7 +396,8 @@ func (s *State) delta(w *work) Delta {
 	var out Delta
 	for k, d := range w.fleets {
 		f := s.fleets[k]
-		if changed := f.refresh(d, s); len(changed) > 0 {
+		if changed := f.refresh(d, s); len(changed) > 0 || !f.told {
+			f.told = true
 			out.Fleets = append(out.Fleets, FleetDelta{Fleet: f.name, Gateway: k, Resources: changed})
 		}
 	}
