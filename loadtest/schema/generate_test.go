@@ -14,11 +14,22 @@ import (
 
 // generator makes values for schemas. Values that name other objects name those of a world, most of the time; the rest is taken from what people write
 // and from what has broken translators before. It knows no kind: a field is told by its place, and what it may hold by its schema.
-type generator struct{ *rand.Rand }
+type generator struct {
+	*rand.Rand
+	tame bool // mostly takes the first of what a place may name, which is there and fits the rest
+}
 
 func (g generator) chance(percent int) bool { return g.IntN(100) < percent }
 
 func pick[T any](g generator, from []T) T { return from[g.IntN(len(from))] }
+
+// usual is pick for what names something.
+func usual[T any](g generator, from []T) T {
+	if g.tame && g.chance(60) {
+		return from[0]
+	}
+	return pick(g, from)
+}
 
 // The objects of a world, so that what is generated refers to what is there.
 var (
@@ -48,18 +59,23 @@ var named = []struct {
 	{regexp.MustCompile(`parentRefs?/group$`), []string{"gateway.networking.k8s.io", "gateway.networking.k8s.io", ""}},
 	{regexp.MustCompile(`parentRefs?/name$`), append(slices.Repeat(gateways, 4), listenerSets...)},
 	{regexp.MustCompile(`(R|r)efs?/namespace$|/namespace$`), namespaces},
+	{regexp.MustCompile(`matchExpressions/key$`), []string{"team", "team", "kubernetes.io/metadata.name"}},
+	{regexp.MustCompile(`matchExpressions/operator$`), []string{"In", "NotIn", "Exists", "DoesNotExist"}},
+	{regexp.MustCompile(`(matchExpressions/values|matchLabels/value)$`), namespaces},
 	{regexp.MustCompile(`/namespaces/from$`), []string{"All", "All", "All", "All", "Same", "Selector", "None"}},
 	{regexp.MustCompile(`(certificateRefs?|clientCertificateRef)/name$`), secrets},
 	{regexp.MustCompile(`(certificateRefs?|clientCertificateRef)/kind$`), []string{"Secret", "Secret", "Secret", "ConfigMap"}},
 	{regexp.MustCompile(`caCertificateRefs/name$`), configMaps},
 	{regexp.MustCompile(`caCertificateRefs/kind$`), []string{"ConfigMap", "ConfigMap", "ConfigMap", "Secret", "ClusterTrustBundle"}},
+	{regexp.MustCompile(`parametersRef/group$`), []string{"fleetgate.io", "fleetgate.io", "fleetgate.io", "example.org"}},
+	{regexp.MustCompile(`parametersRef/kind$`), []string{"EnvoyFleet", "EnvoyFleet", "EnvoyFleet", "ConfigMap"}},
 	{regexp.MustCompile(`(backendRefs?|targetRefs)/name$`), append([]string{"web", "api", "grpc", "web", "api", "grpc"}, services...)},
 	{regexp.MustCompile(`(backendRefs?|targetRefs)/kind$`), []string{"Service", "Service", "Service", "Service", "Gateway", "XBackend"}},
 	{regexp.MustCompile(`^spec/from/kind$`), []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Gateway", "ListenerSet"}},
 	{regexp.MustCompile(`^spec/to/kind$`), []string{"Service", "Secret", "ConfigMap"}},
-	{regexp.MustCompile(`^spec/from/group$`), []string{"gateway.networking.k8s.io"}},
+	{regexp.MustCompile(`^spec/from/group$`), []string{"gateway.networking.k8s.io", "gateway.networking.k8s.io", "gateway.networking.k8s.io", "example.org"}},
 	{regexp.MustCompile(`kinds/kind$`), []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Odd"}},
-	{regexp.MustCompile(`kinds/group$`), []string{"gateway.networking.k8s.io"}},
+	{regexp.MustCompile(`kinds/group$`), []string{"gateway.networking.k8s.io", "gateway.networking.k8s.io", "gateway.networking.k8s.io", "example.org"}},
 	{regexp.MustCompile(`/group$`), []string{"", "", "", "", "gateway.networking.k8s.io", "gateway.networking.x-k8s.io", "example.org"}},
 	{regexp.MustCompile(`gatewayClassName$`), classes},
 	{regexp.MustCompile(`controllerName$`), []string{controller, controller, "example.org/controller"}},
@@ -107,7 +123,7 @@ func (g generator) value(s *structuralschema.Structural, path string) any {
 func (g generator) dictionary(s *structuralschema.Structural, path string) map[string]any {
 	out := map[string]any{}
 	for range g.IntN(3) {
-		out[pick(g, []string{"app", "example.org/key", "a", "team"})] = g.value(s.AdditionalProperties.Structural, join(path, "value"))
+		out[pick(g, []string{"app", "example.org/key", "team", "team"})] = g.value(s.AdditionalProperties.Structural, join(path, "value"))
 	}
 	return out
 }
@@ -116,11 +132,11 @@ func (g generator) dictionary(s *structuralschema.Structural, path string) map[s
 func (g generator) object(s *structuralschema.Structural, path string) map[string]any {
 	out := map[string]any{}
 	required := set(requiredOf(s))
-	members := unionOf(s)
+	by, members := unionOf(s)
 	share := max(15, 60-10*strings.Count(path, "/"))
 	if len(members) > 0 {
-		typ := s.Properties["type"]
-		out["type"] = g.value(&typ, join(path, "type"))
+		typ := s.Properties[by]
+		out[by] = g.value(&typ, join(path, by))
 	}
 	for _, field := range slices.Sorted(maps.Keys(s.Properties)) {
 		p := s.Properties[field]
@@ -128,8 +144,8 @@ func (g generator) object(s *structuralschema.Structural, path string) map[strin
 		take := g.chance(share)
 		switch {
 		case isMember:
-			take = out["type"] == value || g.chance(1)
-		case field == "type" && len(members) > 0:
+			take = out[by] == value || g.chance(1)
+		case field == by:
 			continue
 		case required[field]:
 			take = true
@@ -160,21 +176,26 @@ func requiredOf(s *structuralschema.Structural) []string {
 	return s.ValueValidation.Required
 }
 
-// unionOf finds the fields of which one is there, as "type" says: requestRedirect for RequestRedirect.
-func unionOf(s *structuralschema.Structural) map[string]string {
-	typ, ok := s.Properties["type"]
-	if !ok || typ.ValueValidation == nil {
-		return nil
-	}
-	out := map[string]string{}
-	for _, e := range typ.ValueValidation.Enum {
-		for field := range s.Properties {
-			if value, ok := e.Object.(string); ok && field != "type" && strings.EqualFold(field, value) {
-				out[field] = value
+// unionOf finds the fields of which one is there, as another says: requestRedirect where type is RequestRedirect, grpc where protocol is GRPC.
+func unionOf(s *structuralschema.Structural) (by string, members map[string]string) {
+	for _, by := range []string{"type", "protocol"} {
+		p, ok := s.Properties[by]
+		if !ok || p.ValueValidation == nil {
+			continue
+		}
+		members := map[string]string{}
+		for _, e := range p.ValueValidation.Enum {
+			for field := range s.Properties {
+				if value, ok := e.Object.(string); ok && field != by && strings.EqualFold(field, value) {
+					members[field] = value
+				}
 			}
 		}
+		if len(members) > 0 {
+			return by, members
+		}
 	}
-	return out
+	return "", nil
 }
 
 func (g generator) list(s *structuralschema.Structural, path string) []any {
@@ -200,7 +221,7 @@ func (g generator) list(s *structuralschema.Structural, path string) []any {
 
 func (g generator) integer(s *structuralschema.Structural, path string) int64 {
 	if strings.HasSuffix(path, "ort") && g.chance(90) { // port, targetPort
-		return pick(g, ports)
+		return usual(g, ports)
 	}
 	if v := s.ValueValidation; v != nil && len(v.Enum) > 0 {
 		switch n := pick(g, v.Enum).Object.(type) {
@@ -239,7 +260,7 @@ func (g generator) text(s *structuralschema.Structural, path string) any {
 		return pick(g, v.Enum).Object
 	}
 	for range 8 {
-		if text := pick(g, from); fits(text, v) {
+		if text := usual(g, from); fits(text, v) {
 			return text
 		}
 		if g.chance(20) {
@@ -300,19 +321,28 @@ func (g generator) mutateObject(s *structuralschema.Structural, v map[string]any
 	case !known:
 	case !there:
 		v[field] = g.value(&p, join(path, field))
-		for member, value := range unionOf(s) { // a union changes as a whole
-			if member != field {
-				delete(v, member)
-			} else {
-				v["type"] = value
-			}
-		}
+		become(s, v, field)
 	case g.chance(10) && !slices.Contains(requiredOf(s), field):
 		delete(v, field)
 	default:
 		v[field] = g.mutate(&p, old, join(path, field))
 	}
 	return v
+}
+
+// become makes a union one of a member, where the field is one.
+func become(s *structuralschema.Structural, v map[string]any, field string) {
+	by, members := unionOf(s)
+	value, ok := members[field]
+	if !ok {
+		return
+	}
+	for member := range members {
+		if member != field {
+			delete(v, member)
+		}
+	}
+	v[by] = value
 }
 
 func (g generator) mutateList(s *structuralschema.Structural, v []any, path string) any {
@@ -374,7 +404,11 @@ func (g generator) spec(d *definition, seeds []map[string]any) map[string]any {
 	if parents, ok := s.Properties["parentRefs"]; ok && spec.(map[string]any)["parentRefs"] == nil {
 		spec.(map[string]any)["parentRefs"] = g.value(&parents, "spec/parentRefs")
 	}
-	for range 1 + g.IntN(4) {
+	changes := 1 + g.IntN(4)
+	if g.tame && g.chance(70) {
+		changes = 0
+	}
+	for range changes {
 		spec = g.mutateObject(&s, spec.(map[string]any), "spec")
 	}
 	return runtime.DeepCopyJSON(spec.(map[string]any))

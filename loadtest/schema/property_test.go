@@ -36,7 +36,7 @@ func amount(short, test, all int) int {
 
 // TestMeasureObjects: whatever an API server would store compiles and assembles without a panic, into resources that the protos' own rules allow.
 func TestMeasureObjects(t *testing.T) {
-	want := amount(3_000, 20_000, 1_000_000)
+	want := amount(3_000, 15_000, 1_000_000)
 	worlds := int64((want + perWorld - 1) / perWorld)
 	channels := []channel{must(t, standard), must(t, experimental)}
 	all := must(t, seeds)
@@ -151,6 +151,11 @@ func (o *outcome) ask(w *world) (err error) {
 			}
 		}
 	}
+	for _, k := range w.state.Policies() {
+		if s, ok := w.state.PolicyStatus(k); ok {
+			err = valid(s.Conditions, err)
+		}
+	}
 	return err
 }
 
@@ -193,7 +198,7 @@ func FuzzObjects(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		g := generator{rand.New(&choices{data, rand.NewPCG(3, uint64(len(data)))})}
+		g := generator{Rand: rand.New(&choices{data, rand.NewPCG(3, uint64(len(data)))})}
 		w, o := newWorld(), &outcome{}
 		events := furnish()
 		for range 8 {

@@ -217,9 +217,9 @@ func tlsSecret(namespace, name, certificate string) *corev1.Secret {
 // furnish gives what every world starts with: namespaces, a class, Services with endpoints, certificates, and Gateways with a listener of each protocol.
 func furnish() []translate.Event {
 	out := []translate.Event{event("GatewayClass", &gatewayv1.GatewayClass{ObjectMeta: meta("", "ours"), Spec: gatewayv1.GatewayClassSpec{ControllerName: controller}}, false)}
-	for _, ns := range namespaces {
+	for i, ns := range namespaces {
 		namespace := &corev1.Namespace{ObjectMeta: meta("", ns)}
-		namespace.Labels = map[string]string{"kubernetes.io/metadata.name": ns, "team": ns}
+		namespace.Labels = map[string]string{"kubernetes.io/metadata.name": ns, "team": namespaces[len(namespaces)-1-i]} // what selects one by the one label selects another by the other
 		authority := &corev1.ConfigMap{ObjectMeta: meta(ns, "authority"), Data: map[string]string{"ca.crt": string(certificates()["ecdsa"].chain)}}
 		out = append(out, event("Namespace", namespace, false), event("ConfigMap", authority, false),
 			event("Secret", tlsSecret(ns, "ecdsa", "ecdsa"), false), event("Secret", tlsSecret(ns, "rsa", "rsa"), false), event("Secret", tlsSecret(ns, "other", "p384"), false))
@@ -410,5 +410,5 @@ func (g generator) slice(ns string) *discoveryv1.EndpointSlice {
 }
 
 func generatorOf(seed, stream uint64) generator {
-	return generator{mathrand.New(mathrand.NewPCG(seed, stream))}
+	return generator{Rand: mathrand.New(mathrand.NewPCG(seed, stream))}
 }
