@@ -19,9 +19,11 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/xds"
 )
 
 // fleet is what the proxies of one Gateway are sent, with the world that it comes from.
@@ -95,7 +97,12 @@ func randomFleets(t *testing.T, g generator, c channel, all map[string][]map[str
 // accept asks Envoy about fleets; where it rejects them it finds one that it rejects.
 func accept(t *testing.T, fleets []fleet) (culprit fleet, err error) {
 	t.Helper()
-	b := &bootstrapv3.Bootstrap{Node: &corev3.Node{Id: "n", Cluster: "c"}, StaticResources: &bootstrapv3.Bootstrap_StaticResources{}}
+	limit, err := structpb.NewStruct(map[string]any{"re2.max_program_size.error_level": xds.RE2Program}) // as in the bootstrap of our proxies
+	if err != nil {
+		return fleet{}, err
+	}
+	b := &bootstrapv3.Bootstrap{Node: &corev3.Node{Id: "n", Cluster: "c"}, StaticResources: &bootstrapv3.Bootstrap_StaticResources{},
+		LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{Name: "fleetgate", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: limit}}}}}
 	for i, f := range fleets {
 		if err := f.addTo(b.StaticResources, fmt.Sprintf("%d/", i)); err != nil {
 			return f, err
