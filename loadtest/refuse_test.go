@@ -142,8 +142,20 @@ func grown(t *testing.T) *serving {
 	s := newServing(t)
 	s.begin()
 	s.up()
+	s.founded()
 	s.stop()
 	return s
+}
+
+// founded waits until the group's id is committed: before that a directory belongs to no group.
+func (s *serving) founded() {
+	s.t.Helper()
+	for begin := time.Now(); time.Since(begin) < 30*time.Second; time.Sleep(10 * time.Millisecond) { // another process sends no events
+		if v, err := viewOf(s.flags["admin-listen"]); err == nil && v.ClusterID != "" {
+			return
+		}
+	}
+	s.t.Fatalf("no group was founded within 30 s:\n%s", tail(s.out.String(), 3000))
 }
 
 // edit changes a file.

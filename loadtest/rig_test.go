@@ -84,11 +84,12 @@ type replicaView struct {
 }
 
 type view struct {
-	Index    uint64        `json:"index"`
-	Leader   string        `json:"leader"`
-	Notice   string        `json:"notice"`
-	Replicas []replicaView `json:"replicas"`
-	Gateways []struct {
+	ClusterID string        `json:"clusterID"`
+	Index     uint64        `json:"index"`
+	Leader    string        `json:"leader"`
+	Notice    string        `json:"notice"`
+	Replicas  []replicaView `json:"replicas"`
+	Gateways  []struct {
 		Name, Programmed, Reason, Message string
 		Generation                        int64
 		Index                             uint64
