@@ -368,9 +368,9 @@ func (g generator) mutateList(s *structuralschema.Structural, v []any, path stri
 func (g generator) settle(s *structuralschema.Structural, v any, path string) any {
 	switch v := v.(type) {
 	case map[string]any:
-		for field, x := range v {
+		for _, field := range slices.Sorted(maps.Keys(v)) { // in an order, so that the same seed makes the same object
 			if p, ok := s.Properties[field]; ok {
-				v[field] = g.settle(&p, x, join(path, field))
+				v[field] = g.settle(&p, v[field], join(path, field))
 			}
 		}
 	case []any:

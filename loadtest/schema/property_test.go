@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/fleetgate/fleetgate/translate"
 )
 
@@ -71,6 +73,22 @@ func TestMeasureObjects(t *testing.T) {
 		if c.valid*10 < c.tried {
 			t.Errorf("%s: only %d of %d generated objects are valid: the generator has lost touch with the schema", k, c.valid, c.tried)
 		}
+	}
+}
+
+// TestSameSeedSameObjects: a failure that does not come again cannot be mended.
+func TestSameSeedSameObjects(t *testing.T) {
+	c, all := must(t, experimental), must(t, seeds)
+	draw := func() string {
+		g := generatorOf(7, 1)
+		var events []translate.Event
+		for range 300 {
+			events = append(events, g.next(c, all, map[string]*tally{}))
+		}
+		return describe(events)
+	}
+	if one, other := draw(), draw(); one != other {
+		t.Errorf("the same seed gave different objects:\n%s", cmp.Diff(one, other))
 	}
 }
 
