@@ -34,7 +34,7 @@ test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on, a tenth of
 	@$(if $(RACE),,echo "test: no C compiler, so without the race detector: install gcc to have it")
 	$(GO) test $(RACE) -timeout 14m $$($(GO) list ./... | grep -v /loadtest)
 	$(GO) test $(RACE) -timeout 14m ./loadtest
-	$(GO) test $(RACE) -short -timeout 14m ./loadtest/kube/... ./loadtest/lab
+	$(GO) test $(RACE) -short -timeout 14m ./loadtest/kube/... ./loadtest/lab ./loadtest/schema
 
 kubernetes: $(GO) $(ENVOY) $(KUBE) ## The long tests: a node, the first lab, the conformance suite, random objects; half an hour, one after another
 	$(GO) test -p 1 -timeout 30m ./loadtest/kube/... ./loadtest/lab ./loadtest/schema
