@@ -153,7 +153,9 @@ func (c *Controller) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			if sent.result != nil {
-				_ = <-sent.result // ctx is what ends it
+				if err := <-sent.result; err != nil {
+					c.log.Debug("the last proposal before a row was given up", "err", err)
+				}
 			}
 			return ctx.Err()
 		case err := <-sent.result:

@@ -106,7 +106,7 @@ func (s suiteRun) cluster(ctx context.Context, progress io.Writer) (*rig.Rig, fu
 	}
 	return r, func() {
 		if err := r.Down(); err != nil {
-			fmt.Fprintln(progress, "kube:", err)
+			_, _ = fmt.Fprintln(progress, "kube:", err)
 		}
 	}, nil
 }
@@ -125,7 +125,7 @@ func (s suiteRun) prepare(ctx context.Context, r *rig.Rig, progress io.Writer) e
 	}
 	steps = append(steps, []string{"apply", "--server-side", "-f", class}, []string{"wait", "--for=condition=Accepted", "gatewayclass/" + s.class, "--timeout=60s"})
 	for _, step := range steps {
-		fmt.Fprintln(progress, "kubectl", strings.Join(step, " "))
+		_, _ = fmt.Fprintln(progress, "kubectl", strings.Join(step, " "))
 		if err := kubectl(ctx, r, step...); err != nil {
 			return err
 		}
@@ -155,7 +155,7 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, program string, out, pr
 	if err != nil {
 		return fmt.Errorf("write the suite's log: %w", err)
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	args := []string{
 		program, "-test.v", "-test.timeout=60m", "-test.run=^TestConformance$", "-gateway-class=" + s.class,
 		"-results=" + results, "-report-output=" + report, "-organization=fleetgate", "-project=fleetgate",
@@ -170,7 +170,7 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, program string, out, pr
 	} else if len(s.tests) > 1 {
 		args = append(args, "-test.run=^TestConformance$/^("+strings.Join(s.tests, "|")+")$")
 	}
-	fmt.Fprintf(progress, "conformance: running; each outcome is written to %s as it is known, the suite's log to %s\n", results, log.Name())
+	_, _ = fmt.Fprintf(progress, "conformance: running; each outcome is written to %s as it is known, the suite's log to %s\n", results, log.Name())
 	start := time.Now()
 	code, err := r.Run(ctx, rig.Command{Args: append(args, s.extra...), Env: append(environment(r.State()), "KUBECONFIG="+c.NodeKubeconfig), Dir: s.out, Stdout: log, Stderr: log})
 	if err != nil {
@@ -200,7 +200,7 @@ func tellResults(out io.Writer, results, log string, took time.Duration, code in
 	if err != nil {
 		return fmt.Errorf("the suite did not start, exit code %d (see %s): %w", code, log, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	count := map[string]int{}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
@@ -208,15 +208,15 @@ func tellResults(out io.Writer, results, log string, took time.Duration, code in
 		count[outcome]++
 		if outcome == "fail" {
 			name, _, _ := strings.Cut(rest, "\t")
-			fmt.Fprintln(out, "FAIL", name)
+			_, _ = fmt.Fprintln(out, "FAIL", name)
 		}
 	}
-	fmt.Fprintf(out, "%d passed, %d failed, %d skipped in %.0f s\n", count["pass"], count["fail"], count["skip"], took.Seconds())
+	_, _ = fmt.Fprintf(out, "%d passed, %d failed, %d skipped in %.0f s\n", count["pass"], count["fail"], count["skip"], took.Seconds())
 	if err := lines.Err(); err != nil {
 		return fmt.Errorf("read the results: %w", err)
 	}
 	if code != 0 {
-		fmt.Fprintf(out, "see %s\n", log)
+		_, _ = fmt.Fprintf(out, "see %s\n", log)
 		return exitError(exitFindings)
 	}
 	return nil

@@ -32,7 +32,7 @@ func newDownCommand(at directory) *cobra.Command {
 			if err := rig.Remove(dir); !errors.Is(err, rig.ErrNone) {
 				return err
 			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "no cluster was up")
+			_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "no cluster was up")
 			return nil
 		},
 	}
@@ -150,7 +150,7 @@ func newBuildCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := build.Kubernetes(cmd.Context(), cmd.ErrOrStderr())
 			if err == nil {
-				fmt.Fprintln(cmd.OutOrStdout(), dir)
+				_, _ = fmt.Fprintln(cmd.OutOrStdout(), dir)
 			}
 			return err
 		},
@@ -168,7 +168,7 @@ func newImagesCommand() *cobra.Command {
 				return err
 			}
 			for _, name := range slices.Sorted(maps.Keys(images)) {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s\t%s%s\n", name, images[name].Root, images[name].Binary)
+				_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%s\t%s%s\n", name, images[name].Root, images[name].Binary)
 			}
 			return nil
 		},

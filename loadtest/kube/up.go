@@ -53,7 +53,7 @@ func up(ctx context.Context, o rig.Options, out, progress io.Writer) error {
 	if o.Detach {
 		return nil
 	}
-	fmt.Fprintln(progress, "The clusters end with this command (ctrl-C).")
+	_, _ = fmt.Fprintln(progress, "The clusters end with this command (ctrl-C).")
 	return hold(ctx, r)
 }
 
@@ -68,7 +68,9 @@ func start(ctx context.Context, o rig.Options, progress io.Writer) (*rig.Rig, er
 	if o, err = build.Options(ctx, o, progress); err != nil {
 		return nil, err
 	}
-	o.Progress = func(e rig.Event) { fmt.Fprintf(progress, "%6.1fs  %-4s %s\n", e.After.Seconds(), e.Cluster, e.Text) }
+	o.Progress = func(e rig.Event) {
+		_, _ = fmt.Fprintf(progress, "%6.1fs  %-4s %s\n", e.After.Seconds(), e.Cluster, e.Text)
+	}
 	return rig.Up(ctx, o)
 }
 
@@ -91,7 +93,7 @@ func hold(ctx context.Context, r *rig.Rig) error {
 
 func printRig(out io.Writer, s rig.State) {
 	for _, c := range s.Clusters {
-		fmt.Fprintf(out, "%s  %s  pods %s  services %s  load balancers %s\n", c.Name, c.Server, c.PodCIDR, c.ServiceCIDR, c.LoadBalancerCIDR)
+		_, _ = fmt.Fprintf(out, "%s  %s  pods %s  services %s  load balancers %s\n", c.Name, c.Server, c.PodCIDR, c.ServiceCIDR, c.LoadBalancerCIDR)
 	}
-	fmt.Fprintf(out, "export KUBECONFIG=%s  # contexts %s to %s\nexport PATH=%s:$PATH  # kubectl\n", s.Kubeconfig, s.Clusters[0].Name, s.Clusters[len(s.Clusters)-1].Name, s.Binaries)
+	_, _ = fmt.Fprintf(out, "export KUBECONFIG=%s  # contexts %s to %s\nexport PATH=%s:$PATH  # kubectl\n", s.Kubeconfig, s.Clusters[0].Name, s.Clusters[len(s.Clusters)-1].Name, s.Binaries)
 }

@@ -74,13 +74,13 @@ func Kubernetes(ctx context.Context, progress io.Writer) (string, error) {
 	}
 	module := filepath.Join(root, binariesModule)
 	if !present(dir, "etcd") {
-		fmt.Fprintf(progress, "build: etcd for Kubernetes %s (once; about a minute)\n", Version)
+		_, _ = fmt.Fprintf(progress, "build: etcd for Kubernetes %s (once; about a minute)\n", Version)
 		if err := goBuild(ctx, module, filepath.Join(dir, "etcd"), "", "go.etcd.io/etcd/server/v3"); err != nil {
 			return "", err
 		}
 	}
 	if !present(dir, "kubernetes") {
-		fmt.Fprintf(progress, "build: Kubernetes %s (once; about ten minutes on two cores)\n", Version)
+		_, _ = fmt.Fprintf(progress, "build: Kubernetes %s (once; about ten minutes on two cores)\n", Version)
 		if err := goBuild(ctx, module, filepath.Join(dir, "kubernetes"), versionFlags(), "./kubernetes"); err != nil {
 			return "", err
 		}
@@ -192,7 +192,7 @@ func lock(dir string) (func(), error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock the cache of built programs: %w", err), f.Close())
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = f.Close() }, nil
 }
 
 // output runs a command without cgo and returns its trimmed standard output.

@@ -68,7 +68,7 @@ func ConformanceTest(ctx context.Context, progress io.Writer) (string, error) {
 		return "", err
 	}
 	defer unlock()
-	fmt.Fprintln(progress, "build: the conformance suite (the first time takes some minutes)")
+	_, _ = fmt.Fprintln(progress, "build: the conformance suite (the first time takes some minutes)")
 	out := filepath.Join(dir, "conformance.test")
 	_, err = output(ctx, filepath.Join(root, conformanceModule), "go", "test", "-c", "-o", out, ".")
 	return out, err
@@ -181,7 +181,7 @@ func linked(path string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read which libraries %s needs: %w", path, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	names, err := f.ImportedLibraries()
 	if err != nil {
 		return nil, fmt.Errorf("read which libraries %s needs: %w", path, err)
@@ -242,7 +242,7 @@ func copyFile(from, to string) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	info, err := in.Stat()
 	if err != nil {
 		return err

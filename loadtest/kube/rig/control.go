@@ -74,13 +74,13 @@ func listenControl(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer at.Close()
+	defer func() { _ = at.Close() }()
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: name, Net: "unixpacket"})
 	if err != nil {
 		return nil, fmt.Errorf("listen on the supervisor's socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.File()
 }
 
@@ -89,7 +89,7 @@ func (r *Rig) connect(ctx context.Context) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer at.Close()
+	defer func() { _ = at.Close() }()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unixpacket", name)
 	if err != nil {
 		return nil, fmt.Errorf("reach the supervisor of the clusters in %s: %w (is it up? see `status`)", r.state.Dir, err)
@@ -163,7 +163,7 @@ func received(oob []byte) ([]*os.File, error) {
 
 func closeAll(files []*os.File) {
 	for _, f := range files {
-		f.Close()
+		_ = f.Close()
 	}
 }
 
@@ -173,8 +173,8 @@ func (r *Rig) ask(ctx context.Context, q Request) ([]*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
+	defer func() { _ = c.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if err := SendPacket(c, q); err != nil {
 		return nil, fmt.Errorf("ask the supervisor: %w", err)
 	}
@@ -235,8 +235,8 @@ func (r *Rig) Run(ctx context.Context, cmd Command) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
+	defer func() { _ = c.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	files, opened, err := standardFiles(cmd)
 	if err != nil {
 		return 0, err

@@ -135,8 +135,8 @@ func Up(ctx context.Context, o Options) (*Rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer events.Close()
-	defer context.AfterFunc(ctx, func() { events.Close() })()
+	defer func() { _ = events.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = events.Close() })()
 	if err := await(events, o.Progress); err != nil {
 		err = errors.Join(ctx.Err(), err)
 		return nil, errors.Join(fmt.Errorf("start clusters (their logs lie in %s): %w", dir, err), r.kill())
@@ -180,11 +180,11 @@ func listenLoopback(n int) (files []*os.File, err error) {
 		}
 		f, err := l.File()
 		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
+		_ = l.Close()
 		if err != nil {
 			return files, fmt.Errorf("open a port for an API server: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		fd, err := syscall.Dup(int(f.Fd()))
 		if err != nil {
 			return files, fmt.Errorf("open a port for an API server: %w", err)
@@ -212,22 +212,22 @@ func (r *Rig) launch(o Options, listeners []*os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer control.Close()
+	defer func() { _ = control.Close() }()
 	log, err := os.Create(filepath.Join(r.state.Dir, "supervisor.log"))
 	if err != nil {
 		return nil, fmt.Errorf("open the supervisor's log: %w", err)
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	lifeRead, life, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer lifeRead.Close()
+	defer func() { _ = lifeRead.Close() }()
 	events, eventsWrite, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, life.Close())
 	}
-	defer eventsWrite.Close()
+	defer func() { _ = eventsWrite.Close() }()
 	cmd := exec.Command(o.Program, InitCommand, r.state.Dir, strconv.FormatBool(o.Detach))
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = append([]*os.File{control, lifeRead, eventsWrite}, listeners...)
@@ -238,7 +238,7 @@ func (r *Rig) launch(o Options, listeners []*os.File) (*os.File, error) {
 	r.init, r.life = cmd, life
 	if o.Detach {
 		r.life = nil
-		defer life.Close()
+		defer func() { _ = life.Close() }()
 	}
 	if r.state.Init, err = identify(cmd.Process.Pid); err == nil {
 		err = r.state.Save()
@@ -296,7 +296,7 @@ func (r *Rig) Down() error {
 // kill ends the first process, and so all of the rig, and waits until it is gone.
 func (r *Rig) kill() error {
 	if r.life != nil {
-		defer r.life.Close()
+		defer func() { _ = r.life.Close() }()
 	}
 	if r.init != nil {
 		err := r.init.Process.Kill()
@@ -326,7 +326,7 @@ func (p Process) end() error {
 	if err != nil {
 		return fmt.Errorf("end process %d: %w", p.PID, err)
 	}
-	defer syscall.Close(fd)
+	defer func() { _ = syscall.Close(fd) }()
 	if !p.alive() {
 		return nil
 	}

@@ -24,14 +24,14 @@ type controller struct {
 }
 
 func (s *controller) serve(ctx context.Context, l *net.UnixListener) error {
-	context.AfterFunc(ctx, func() { l.Close() })
+	context.AfterFunc(ctx, func() { _ = l.Close() })
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
 			return errors.Join(ctx.Err(), fmt.Errorf("accept on the control socket: %w", err))
 		}
 		go func() {
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			if err := s.answer(ctx, c); err != nil {
 				s.log.Warn("a request failed", "error", err)
 			}
@@ -48,12 +48,12 @@ func (s *controller) answer(ctx context.Context, c *net.UnixConn) error {
 	}
 	defer func() {
 		for _, f := range files {
-			f.Close()
+			_ = f.Close()
 		}
 	}()
 	reply, attach := s.do(ctx, c, q, files)
 	if attach != nil {
-		defer attach.Close()
+		defer func() { _ = attach.Close() }()
 		return rig.SendPacket(c, reply, attach)
 	}
 	return rig.SendPacket(c, reply)
@@ -96,7 +96,7 @@ func dial(ctx context.Context, q rig.Request) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	filer, ok := c.(interface{ File() (*os.File, error) })
 	if !ok {
 		return nil, fmt.Errorf("a connection of network %s cannot be passed on", q.Network)

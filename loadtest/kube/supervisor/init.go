@@ -38,7 +38,7 @@ func Init(args []string) (int, error) {
 		return 1, fmt.Errorf("start the supervisor: %w", err)
 	}
 	for _, f := range files[3:] {
-		f.Close()
+		_ = f.Close()
 	}
 	return collect(child.Pid)
 }

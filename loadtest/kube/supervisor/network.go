@@ -51,7 +51,7 @@ func forward(ctx context.Context, c rig.Cluster, outside net.Listener, log *slog
 	}
 	target := net.JoinHostPort(c.NodeIP.String(), "6443")
 	for _, l := range []net.Listener{outside, inside} {
-		context.AfterFunc(ctx, func() { l.Close() })
+		context.AfterFunc(ctx, func() { _ = l.Close() })
 		go acceptAndForward(ctx, l, target, log)
 	}
 	return nil
@@ -68,12 +68,12 @@ func acceptAndForward(ctx context.Context, l net.Listener, target string, log *s
 			continue
 		}
 		go func() {
-			defer client.Close()
+			defer func() { _ = client.Close() }()
 			server, err := (&net.Dialer{}).DialContext(ctx, "tcp4", target)
 			if err != nil {
 				return // the client sees a closed connection, as it would from a dead API server
 			}
-			defer server.Close()
+			defer func() { _ = server.Close() }()
 			splice(client.(*net.TCPConn), server.(*net.TCPConn))
 		}()
 	}

@@ -70,7 +70,7 @@ func (s *supervisor) tell(e rig.Event) {
 	defer s.mu.Unlock()
 	_ = json.NewEncoder(s.events).Encode(e) // a starter that has gone reads no steps
 	if e.Ready {
-		s.events.Close()
+		_ = s.events.Close()
 	}
 }
 
@@ -151,7 +151,7 @@ func (s *supervisor) bringUp(ctx, life context.Context, g *errgroup.Group, c rig
 // inheritedListener takes over a listening socket that was made in the machine's network, where it goes on listening.
 func inheritedListener(fd int) (net.Listener, error) {
 	f := os.NewFile(uintptr(fd), "listener")
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("take over a listener: %w", err)
