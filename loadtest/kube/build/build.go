@@ -122,6 +122,18 @@ func Describe(ctx context.Context) (string, error) {
 
 // Own builds a command of this repository under a name, without cgo, and returns its path. When nothing has changed this takes about a second.
 func Own(ctx context.Context, pkg, name string) (string, error) {
+	return ofModule(ctx, ".", name, "./"+pkg)
+}
+
+// ofModule does it for a package of a module, which is named by its folder.
+func ofModule(ctx context.Context, module, name, pkg string) (string, error) {
+	return inBin(ctx, name, func(root, path string) error {
+		return goBuild(ctx, filepath.Join(root, module), path, "", pkg)
+	})
+}
+
+// inBin has a program of the cache made, while no other process makes one there, and returns its path.
+func inBin(ctx context.Context, name string, build func(root, path string) error) (string, error) {
 	root, err := Root(ctx)
 	if err != nil {
 		return "", err
@@ -136,7 +148,7 @@ func Own(ctx context.Context, pkg, name string) (string, error) {
 	}
 	defer unlock()
 	path := filepath.Join(dir, name)
-	return path, goBuild(ctx, root, path, "", "./"+pkg)
+	return path, build(root, path)
 }
 
 // goBuild builds pkg of a module directory into out in one step: nobody ever meets half a program, and one that runs is left alone.

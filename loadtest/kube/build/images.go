@@ -55,42 +55,11 @@ const nonroot = 65532
 
 // ConformanceTest builds the program that runs the Gateway API's conformance suite.
 func ConformanceTest(ctx context.Context, progress io.Writer) (string, error) {
-	root, err := Root(ctx)
-	if err != nil {
-		return "", err
-	}
-	dir, err := cache(ctx, "bin")
-	if err != nil {
-		return "", err
-	}
-	unlock, err := lock(dir)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	_, _ = fmt.Fprintln(progress, "build: the conformance suite (the first time takes some minutes)")
-	out := filepath.Join(dir, "conformance.test")
-	_, err = output(ctx, filepath.Join(root, conformanceModule), "go", "test", "-c", "-o", out, ".")
-	return out, err
-}
-
-// ofModule builds a package of a nested module.
-func ofModule(ctx context.Context, module, name, pkg string) (string, error) {
-	root, err := Root(ctx)
-	if err != nil {
-		return "", err
-	}
-	dir, err := cache(ctx, "bin")
-	if err != nil {
-		return "", err
-	}
-	unlock, err := lock(dir)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	out := filepath.Join(dir, name)
-	return out, goBuild(ctx, filepath.Join(root, module), out, "", pkg)
+	return inBin(ctx, "conformance.test", func(root, path string) error {
+		_, _ = fmt.Fprintln(progress, "build: the conformance suite (the first time takes some minutes)")
+		_, err := output(ctx, filepath.Join(root, conformanceModule), "go", "test", "-c", "-o", path, ".")
+		return err
+	})
 }
 
 // fleetgateRoot assembles the file system of the image: the two programs, the libraries that Envoy is linked to, the machine's certificate authorities, and a user.
