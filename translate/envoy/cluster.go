@@ -29,16 +29,22 @@ func Cluster(name string, http2 bool) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	c := edsCluster(name, clusterv3.Cluster_LEAST_REQUEST)
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
+	return c, nil
+}
+
+// edsCluster is what all our clusters have in common.
+func edsCluster(name string, policy clusterv3.Cluster_LbPolicy) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name:                          name,
-		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
-		EdsClusterConfig:              &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
-		ConnectTimeout:                durationpb.New(ConnectTimeout),
-		LbPolicy:                      clusterv3.Cluster_LEAST_REQUEST,
-		CircuitBreakers:               unlimited(),
-		TypedExtensionProtocolOptions: map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-		IgnoreHealthOnHostRemoval:     true,
-	}, nil
+		Name:                      name,
+		ClusterDiscoveryType:      &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:          &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
+		ConnectTimeout:            durationpb.New(ConnectTimeout),
+		LbPolicy:                  policy,
+		CircuitBreakers:           unlimited(),
+		IgnoreHealthOnHostRemoval: true,
+	}
 }
 
 func unlimited() *clusterv3.CircuitBreakers {
