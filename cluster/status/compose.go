@@ -24,7 +24,6 @@ type Convergence struct {
 	Counted  int    // proxies that count
 	Acked    int    // of those, that ACKed everything up to the index
 	Rejected string // what a proxy said when it refused, "" = nobody refused
-	Settled  bool   // it was fully live before, or every live replica has reported: a False may be believed
 }
 
 // Live tells whether every proxy that counts runs it.

@@ -185,7 +185,7 @@ func (a *acks) converged(fleet string, index uint64, part record.Key, counting [
 	defer a.mu.Unlock()
 	known := a.proxies[fleet]
 	counting = a.counting(known, counting)
-	out := status.Convergence{Counted: len(counting), Settled: true}
+	out := status.Convergence{Counted: len(counting)}
 	id := assemble.PartID(part)
 	for _, name := range counting {
 		r := known[name]

@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
+	"sync"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
-
-	"slices"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet"
 	"github.com/fleetgate/fleetgate/cluster/store"
@@ -39,18 +39,15 @@ func (r *replica) provision(ctx context.Context) {
 	}
 	r.provisioners.Store(&made)
 	defer r.provisioners.Store(nil)
-	done := make(chan struct{}, len(made))
+	var running sync.WaitGroup
 	for name, p := range made {
-		go func() {
-			defer func() { done <- struct{}{} }()
+		running.Go(func() {
 			if err := p.Run(ctx); err != nil && ctx.Err() == nil {
 				r.log.Error("fleets are not provisioned", "cluster", name, "err", err)
 			}
-		}()
+		})
 	}
-	for range made {
-		<-done
-	}
+	running.Wait()
 }
 
 // touchFleets has the fleets of changed Gateways looked at, where this replica provisions.

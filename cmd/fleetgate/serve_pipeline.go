@@ -277,6 +277,13 @@ func (p *pipeline) attached() []record.Key {
 	return append(p.state.ListenerSets(), p.state.Policies()...)
 }
 
+// about lists what has a status because of one Gateway: it, its routes, and all ListenerSets and policies.
+func (p *pipeline) about(gateway record.Key) []record.Key {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return slices.Concat([]record.Key{gateway}, p.state.RoutesOf(gateway), p.state.ListenerSets(), p.state.Policies())
+}
+
 // keys lists the Gateways and routes that have a status.
 func (p *pipeline) keys() (gateways, routes []record.Key) {
 	p.mu.RLock()

@@ -194,8 +194,5 @@ func viewConditions(in []metav1.Condition) []conditionView {
 
 // touchFleet has the statuses of a Gateway looked at again: which proxies count has changed.
 func (r *replica) touchFleet(cluster, namespace, name string) {
-	_, routes := r.pipe.keys()
-	keys := []record.Key{{Cluster: cluster, Namespace: namespace, Kind: record.KindGateway, Name: name}}
-	r.status.Touch(append(keys, routes...))
-	r.status.Touch(r.pipe.attached())
+	r.status.Touch(r.pipe.about(gatewayKey(cluster, namespace, name)))
 }

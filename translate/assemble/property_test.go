@@ -54,6 +54,7 @@ func runSequence(t *testing.T, seed uint64) {
 			sameState(t, s, full)
 			sameClient(t, s, client)
 			sound(t, s)
+			routesOf(t, s)
 		}
 		if t.Failed() {
 			return
@@ -187,6 +188,33 @@ func same(t *testing.T, what string, want, got any) {
 	t.Helper()
 	if !reflect.DeepEqual(want, got) {
 		t.Errorf("%s (-want +got):\n%s", what, cmp.Diff(want, got))
+	}
+}
+
+// routesOf holds the routes of each Gateway against what the statuses of all routes say.
+func routesOf(t *testing.T, s *State) {
+	t.Helper()
+	want := map[string]map[record.Key]bool{}
+	for _, k := range s.Routes() {
+		status, _ := s.RouteStatus(k)
+		for _, p := range status.Parents {
+			if p.Attached {
+				if want[p.Fleet] == nil {
+					want[p.Fleet] = map[record.Key]bool{}
+				}
+				want[p.Fleet][k] = true
+			}
+		}
+	}
+	for _, g := range s.Gateways() {
+		for _, k := range s.RoutesOf(g) {
+			delete(want[record.FleetName(g.Cluster, g.Namespace, g.Name)], k)
+		}
+	}
+	for fleet, missing := range want {
+		for k := range missing {
+			t.Errorf("fleet %s: %v is attached and not among its Gateway's routes", fleet, k)
+		}
 	}
 }
 

@@ -132,6 +132,20 @@ func (s *State) Routes() []record.Key {
 	return slices.SortedFunc(maps.Keys(s.routes), record.Key.Compare)
 }
 
+// RoutesOf are the records of the routes whose status speaks of a Gateway, or whose traffic it serves; sorted.
+func (s *State) RoutesOf(gateway record.Key) []record.Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []record.Key
+	for k, r := range s.routes {
+		if r.shown[gateway] != nil || r.bound[gateway] != nil {
+			out = append(out, k)
+		}
+	}
+	slices.SortFunc(out, record.Key.Compare)
+	return out
+}
+
 // Fleets are the names of the fleets, sorted.
 func (s *State) Fleets() []string {
 	s.mu.RLock()
