@@ -35,7 +35,7 @@ import (
 	"github.com/fleetgate/fleetgate/xds"
 )
 
-// replica is one running `fleetgate serve`. This file is the only place where the parts meet: reading runServe tells how it starts and how it stops.
+// replica is one running `fleetgate serve`. This file is the only place where the parts meet: reading runServe tells how it starts, and live how it stops.
 type replica struct {
 	cfg      serveConfig
 	log      *slog.Logger
@@ -95,7 +95,11 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 	server := &http.Server{Handler: r.admin(), ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = server.Serve(admin) }()
 	defer func() { _ = server.Close() }()
+	return r.live(ctx, stopXDS)
+}
 
+// live takes part in the group until ctx ends or something fails that waiting cannot mend, and stops in order.
+func (r *replica) live(ctx context.Context, stopXDS func()) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	fatal := make(chan error, 8)
@@ -108,13 +112,13 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 		})
 	}
 	run("serving committed state", r.pipe.run)
-	if cfg.HomeNamespace != "" {
+	if r.cfg.HomeNamespace != "" {
 		run("renewing own certificates", r.renewOwn)
 	}
-	err = r.join(ctx, run)
+	err := r.join(ctx, run)
 	if err == nil {
 		close(r.ready)
-		r.log.Info("replica is up", "session", r.session, "xds", cfg.XDSListen, "admin", cfg.AdminListen)
+		r.log.Info("replica is up", "session", r.session, "xds", r.cfg.XDSListen, "admin", r.cfg.AdminListen)
 		select {
 		case <-ctx.Done():
 		case err = <-fatal:
