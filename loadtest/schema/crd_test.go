@@ -2,6 +2,7 @@ package schema
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -67,14 +68,18 @@ func must[T any](t testing.TB, made func() (T, error)) T {
 
 // moduleDir is where the sources of a module are that the go.mod in dir names.
 func moduleDir(dir, module string) (string, error) {
-	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd := exec.Command("go", "mod", "download", "-json", module)
 	cmd.Dir = dir
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
+		return "", fmt.Errorf("getting the module %s: %w", module, err)
+	}
+	var got struct{ Dir string }
+	if err := json.Unmarshal(out, &got); err != nil {
 		return "", fmt.Errorf("finding the module %s: %w", module, err)
 	}
-	return strings.TrimSpace(string(out)), nil
+	return got.Dir, nil
 }
 
 var gatewayAPI = sync.OnceValues(func() (string, error) { return moduleDir(".", "sigs.k8s.io/gateway-api") })
