@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -62,6 +63,10 @@ type clusterConfig struct {
 	Dirs       []string `json:"dirs"`
 	StatusDir  string   `json:"statusDir"`
 	Addresses  []string `json:"addresses,omitempty"` // what Gateways without addresses of their own are reached at
+
+	// Where Envoys that are provisioned in it find this group, "" = as --fleet-xds and --fleet-certificates say.
+	XDS          string `json:"xds,omitempty"`
+	Certificates string `json:"certificates,omitempty"`
 }
 
 // setting is one thing that can be told by flag (--name), environment (FLEETGATE_NAME) and file (name:), in that order of precedence.
@@ -117,7 +122,7 @@ func settings() []setting {
 		{name: "seal-key-file", usage: "file with the key that seals secrets, the same for every replica", set: text(func(c *serveConfig) *string { return &c.SealKeyFile })},
 		{name: "controller-name", usage: "GatewayClasses with these controllerNames are ours", fallback: "fleetgate.io/gatewayclass-controller", list: true,
 			set: func(c *serveConfig, v []string) error { c.ControllerNames = v; return nil }},
-		{name: "cluster", usage: "a member cluster: name=NAME,kubeconfig=FILE[,context=CONTEXT], or name=NAME,in-cluster, or name=NAME,dir=DIR[,dir=DIR],status-dir=DIR; each with [,address=IP]", list: true, set: setClusters},
+		{name: "cluster", usage: "a member cluster: name=NAME,kubeconfig=FILE[,context=CONTEXT], or name=NAME,in-cluster, or name=NAME,dir=DIR[,dir=DIR],status-dir=DIR; each with [,address=IP] and, where Envoys are provisioned, [,xds=HOST:PORT][,certificates=HOST:PORT] instead of --fleet-xds and --fleet-certificates", list: true, set: setClusters},
 		{name: "listen-address", usage: "address that Envoy's listeners bind", fallback: "0.0.0.0", set: setIP},
 		{name: "access-log", usage: "file that every Envoy logs requests to, such as /dev/stdout", set: text(func(c *serveConfig) *string { return &c.AccessLog })},
 		{name: "log-format", usage: "text or json", fallback: "json", set: setLogFormat},
@@ -188,8 +193,14 @@ func setClusters(c *serveConfig, values []string) error {
 				m.InCluster = value != "false"
 			case "address":
 				m.Addresses = append(m.Addresses, value)
+			case "xds":
+				m.XDS = value
+				errs = append(errs, checkHostPort(value))
+			case "certificates":
+				m.Certificates = value
+				errs = append(errs, checkHostPort(value))
 			default:
-				errs = append(errs, fmt.Errorf("%q: want name=, kubeconfig=, context=, in-cluster, dir=, status-dir= or address=, got %q", v, pair))
+				errs = append(errs, fmt.Errorf("%q: want name=, kubeconfig=, context=, in-cluster, dir=, status-dir=, address=, xds= or certificates=, got %q", v, pair))
 			}
 		}
 		c.Clusters = append(c.Clusters, m)
@@ -374,14 +385,26 @@ func (c *serveConfig) derive() {
 		c.FleetXDS = c.XDSAdvertise
 	}
 	if c.FleetCertificates == "" {
-		host, _, _ := net.SplitHostPort(c.FleetXDS)
-		_, port, _ := net.SplitHostPort(c.CertificatesListen)
-		c.FleetCertificates = net.JoinHostPort(host, port)
+		c.FleetCertificates = c.certificatesBeside(c.FleetXDS)
+	}
+	for i := range c.Clusters {
+		if m := &c.Clusters[i]; m.XDS == "" {
+			m.XDS, m.Certificates = c.FleetXDS, cmp.Or(m.Certificates, c.FleetCertificates)
+		} else if m.Certificates == "" {
+			m.Certificates = c.certificatesBeside(m.XDS)
+		}
 	}
 	c.inHome()
 	if len(c.Peers) == 0 && c.Advertise != "" {
 		c.Peers = []string{c.Advertise}
 	}
+}
+
+// certificatesBeside is where certificates are, unless somebody says otherwise: at the host of xDS, at the port of --certificates-listen.
+func (c *serveConfig) certificatesBeside(xds string) string {
+	host, _, _ := net.SplitHostPort(xds)
+	_, port, _ := net.SplitHostPort(c.CertificatesListen)
+	return net.JoinHostPort(host, port)
 }
 
 // problems are what is missing or does not fit together.

@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -51,16 +54,25 @@ func (w *proxyWatch) pass(out http.ResponseWriter, r *http.Request, path string)
 	_, _ = io.Copy(out, resp.Body)
 }
 
-// drain takes Envoy out of service: unready but serving for delay, because load balancers learn of it late; then its listeners close, and connections
-// that are in use have until timeout.
+// quiet is how long nothing may be under way before a drained Envoy ends: who has just been told to close a connection has closed it by then.
+const quiet = time.Second
+
+// drain takes Envoy out of service: unready but serving for delay, because load balancers learn of it late; then its listeners close, and what is under way
+// has until timeout. A connection without a request does not hold it up: Envoy tells a client to close when it answers the next request, and a client that asks for
+// nothing, as every pool of HTTP/2 connections has some, would never hear of it.
 func (w *proxyWatch) drain(delay, timeout time.Duration, log *slog.Logger) {
 	w.draining.Store(true)
 	w.say("/healthcheck/fail", log)
 	time.Sleep(delay)
 	w.say("/drain_listeners?graceful&skip_exit", log)
-	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		if n, err := w.connections(); err != nil || n == 0 {
+	busy := time.Now()
+	for deadline := busy.Add(timeout); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		n, err := w.underway()
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED) || err == nil && n == 0 && time.Since(busy) >= quiet:
 			return
+		case err != nil || n > 0: // one that is too busy to answer is busy
+			busy = time.Now()
 		}
 	}
 }
@@ -74,11 +86,11 @@ func (w *proxyWatch) say(path string, log *slog.Logger) {
 	_ = resp.Body.Close()
 }
 
-// connections counts those of clients.
-func (w *proxyWatch) connections() (uint64, error) {
+// underway counts what clients wait for: requests and upgraded connections, and connections that are not HTTP.
+func (w *proxyWatch) underway() (int64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy/stats?format=json&filter=^listener%5C..*%5C.downstream_cx_active$", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy/stats?format=json&filter="+url.QueryEscape(underwayStats), nil)
 	if err != nil {
 		return 0, err
 	}
@@ -87,21 +99,35 @@ func (w *proxyWatch) connections() (uint64, error) {
 		return 0, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	var got struct {
-		Stats []struct {
-			Name  string `json:"name"`
-			Value uint64 `json:"value"`
-		} `json:"stats"`
-	}
+	var got struct{ Stats []stat }
 	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
-		return 0, fmt.Errorf("reading Envoy's connections: %w", err)
+		return 0, fmt.Errorf("reading what is under way in Envoy: %w", err)
 	}
-	var n uint64
-	for _, s := range got.Stats {
-		// Those of one worker are counted in the listener's.
-		if !strings.HasPrefix(s.Name, "listener.admin.") && !strings.Contains(s.Name, ".worker_") {
-			n += s.Value
+	return underway(got.Stats), nil
+}
+
+type stat struct {
+	Name  string
+	Value int64
+}
+
+// underwayStats are the gauges of listeners, and of the HTTP connection managers behind them (Envoy: "Listener stats", "HTTP connection manager statistics").
+const underwayStats = `^(listener\..*\.downstream_cx_active|http\..*\.downstream_(cx|rq)_active)$`
+
+// underway counts requests, and the connections of listeners that are not also those of an HTTP connection manager. The admin interface is not counted, nor is what
+// one worker has, since that is counted in the listener's.
+func underway(stats []stat) int64 {
+	var requests, connections int64
+	for _, s := range stats {
+		switch {
+		case strings.HasPrefix(s.Name, "listener.admin.") || strings.HasPrefix(s.Name, "http.admin.") || strings.Contains(s.Name, ".worker_"):
+		case strings.HasSuffix(s.Name, "_rq_active"):
+			requests += s.Value
+		case strings.HasPrefix(s.Name, "listener."):
+			connections += s.Value
+		default:
+			connections -= s.Value
 		}
 	}
-	return n, nil
+	return requests + max(0, connections)
 }

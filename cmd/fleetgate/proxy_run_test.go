@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -38,7 +40,7 @@ func TestProxyRun(t *testing.T) {
 	p := &proxyRun{
 		cluster: "c", namespace: "shop", gateway: "gw", xds: []string{ports[1]}, serverName: xdsServerName, poll: 50 * time.Millisecond,
 		certificates: startIssuer(t, dir), stateDir: filepath.Join(dir, "state"), authority: filepath.Join(dir, "authority.pem"), token: filepath.Join(dir, "token"),
-		envoy: binary, health: ports[4], concurrency: 1, drainDelay: time.Second, drainTimeout: 5 * time.Second, pod: "gw-1", uid: "u1",
+		envoy: binary, health: ports[4], concurrency: 1, drainDelay: time.Second, drainTimeout: 10 * time.Minute, pod: "gw-1", uid: "u1",
 		log: slog.New(slog.DiscardHandler),
 	}
 	write(t, p.token, "good")
@@ -71,13 +73,65 @@ func TestProxyRun(t *testing.T) {
 
 	joinElsewhere(t, dir, binary, ports[2], ports[1])
 
+	idle := idleConnection(t, ports[3])
 	stop()
 	await(t, "unready while it drains", "http://"+p.health+"/ready", http.StatusServiceUnavailable)
 	if code := codeOf("http://" + ports[3]); code != http.StatusNotFound {
 		t.Errorf("while load balancers have not heard of it, it answers %d", code)
 	}
-	if err := <-ended; err != nil {
-		t.Error(err)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("an idle connection holds the drain up")
+	}
+	if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the idle connection was not closed in order: %v", err)
+	}
+}
+
+// idleConnection is one that a client keeps after a request.
+func idleConnection(t *testing.T, address string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: idle\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.Close {
+		t.Fatalf("the connection cannot be kept: %v, close %t", err, resp.Close)
+	}
+	return conn
+}
+
+// TestUnderwayCountsWhatClientsWaitFor: an idle connection is nothing to wait for; a request, an upgraded connection and a stream of TCP are.
+func TestUnderwayCountsWhatClientsWaitFor(t *testing.T) {
+	const listener, http1 = "listener.[__]_8080.downstream_cx_active", "http.l.downstream_cx_active"
+	const request, admin = "http.l.downstream_rq_active", "http.admin.downstream_rq_active"
+	for name, c := range map[string]struct {
+		stats []stat
+		want  int64
+	}{
+		"nothing":                      {nil, 0},
+		"an idle connection":           {[]stat{{listener, 1}, {"listener.[__]_8080.worker_0.downstream_cx_active", 1}, {http1, 1}, {request, 0}}, 0},
+		"a request":                    {[]stat{{listener, 1}, {http1, 1}, {request, 1}}, 1},
+		"a stream of TCP":              {[]stat{{listener, 2}, {http1, 1}, {request, 0}}, 1},
+		"the question itself":          {[]stat{{"listener.admin.downstream_cx_active", 1}, {"http.admin.downstream_cx_active", 1}, {admin, 1}}, 0},
+		"a gauge that lags a listener": {[]stat{{listener, 0}, {http1, 1}, {request, 0}}, 0},
+	} {
+		if got := underway(c.stats); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
 	}
 }
 

@@ -22,11 +22,10 @@ func (r *replica) provision(ctx context.Context) {
 		r.log.Error("fleets are not provisioned: their authority cannot be read", "err", err)
 		return
 	}
-	install := fleet.Install{Image: r.cfg.FleetImage, XDS: r.cfg.FleetXDS, Certificates: r.cfg.FleetCertificates, ServerName: xdsServerName, Authority: authority}
 	made := map[string]*fleet.Provisioner{}
 	for name, cluster := range r.infrastructure {
 		made[name] = fleet.NewProvisioner(fleet.Config{
-			Cluster: cluster, Install: install, Log: r.log.With("cluster", name),
+			Cluster: cluster, Install: r.install(name, authority), Log: r.log.With("cluster", name),
 			Decide: func(namespace, gateway string) (fleet.Gateway, fleet.Decision) {
 				return r.decide(name, namespace, gateway)
 			},
@@ -48,6 +47,13 @@ func (r *replica) provision(ctx context.Context) {
 		})
 	}
 	running.Wait()
+}
+
+// install is what the fleets of a cluster have in common.
+func (r *replica) install(cluster string, authority []byte) fleet.Install {
+	i := slices.IndexFunc(r.cfg.Clusters, func(m clusterConfig) bool { return m.Name == cluster })
+	m := r.cfg.Clusters[i]
+	return fleet.Install{Image: r.cfg.FleetImage, XDS: m.XDS, Certificates: m.Certificates, ServerName: xdsServerName, Authority: authority}
 }
 
 // touchFleets has the fleets of changed Gateways looked at, where this replica provisions.

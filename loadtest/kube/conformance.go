@@ -3,7 +3,7 @@
 package main
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +29,8 @@ type suiteRun struct {
 	rig.Options
 	install, class, out string
 	tests               []string
-	parallel            int
+	parallel, runs      int
+	killEvery           time.Duration
 	extra               []string
 }
 
@@ -39,9 +41,12 @@ func newConformanceCommand(at directory) *cobra.Command {
 		Short: "Install Fleetgate in a cluster and run the Gateway API's conformance suite against it",
 		Long: "Install Fleetgate in a cluster and run the Gateway API's official conformance suite v1.7.0 against it: the five profiles of gateways, every feature that is not a mesh's.\n" +
 			"A cluster that is up already is used and left up; otherwise one is started, and ended afterwards. The suite's report, the outcome of each test and its log are\n" +
-			"written to --out. Exit code 2 says that tests failed.",
+			"written to --out. Exit code 2 says that tests failed.\n\n" +
+			"With several clusters Fleetgate is installed in the first and has the others as member clusters, and the suite runs on all at the same time.",
 		Example: "  go run ./loadtest/kube conformance\n" +
 			"  go run ./loadtest/kube conformance --test HTTPRouteWeight --test UDPRoute\n" +
+			"  go run ./loadtest/kube conformance --runs 10\n" +
+			"  go run ./loadtest/kube conformance --clusters 2 --kill-every 20s\n" +
 			"  go run ./loadtest/kube conformance -- -debug -cleanup-test-resources=false",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := at(cmd.Context())
@@ -58,6 +63,9 @@ func newConformanceCommand(at directory) *cobra.Command {
 	f.StringVar(&s.out, "out", "", "the directory of report, results and log (default: conformance, beside the clusters' state)")
 	f.StringArrayVar(&s.tests, "test", nil, "run this test only; may be repeated")
 	f.IntVar(&s.parallel, "parallel", 0, "how many of the suite's parallel tests at once (default: as many as there are processors)")
+	f.IntVar(&s.Clusters, "clusters", 1, "how many, if they have to be started")
+	f.IntVar(&s.runs, "runs", 1, "run the suite so many times, one after another, and stop at the first failure")
+	f.DurationVar(&s.killEvery, "kill-every", 0, "kill a replica of Fleetgate by SIGKILL so often, one after another; kills are noted in kills.tsv beside the report (default: none)")
 	f.StringVar(&s.Channel, "channel", "standard", "the Gateway API's CRDs, if a cluster has to be started: standard or experimental")
 	return cmd
 }
@@ -91,7 +99,44 @@ func (s suiteRun) run(ctx context.Context, out, progress io.Writer) error {
 	if err := s.prepare(ctx, r, progress); err != nil {
 		return err
 	}
-	return s.suite(ctx, r, program, out, progress)
+	for n := 1; n <= max(1, s.runs) && err == nil; n++ {
+		at := s.out
+		if s.runs > 1 {
+			at = filepath.Join(at, fmt.Sprintf("run-%02d", n))
+			_, _ = fmt.Fprintf(progress, "conformance: run %d of %d\n", n, s.runs)
+		}
+		err = s.once(ctx, r, program, at, out, progress)
+	}
+	return err
+}
+
+// once runs the suite on every cluster at the same time, with replicas dying meanwhile if that is asked for.
+func (s suiteRun) once(ctx context.Context, r *rig.Rig, program, at string, out, progress io.Writer) error {
+	work, end := context.WithCancel(ctx)
+	var kills, suites sync.WaitGroup
+	var killed error
+	if s.killEvery > 0 {
+		kills.Go(func() {
+			if killed = s.kill(work, r, filepath.Join(at, "kills.tsv"), progress); killed != nil {
+				end() // a run without its faults proves nothing
+			}
+		})
+	}
+	clusters := r.State().Clusters
+	errs := make([]error, len(clusters))
+	for i, c := range clusters {
+		suites.Go(func() {
+			in := at
+			if len(clusters) > 1 {
+				in = filepath.Join(at, c.Name)
+			}
+			errs[i] = s.suite(work, r, c, program, in, out, progress)
+		})
+	}
+	suites.Wait()
+	end()
+	kills.Wait()
+	return cmp.Or(killed, errors.Join(errs...))
 }
 
 // cluster attaches to the clusters that are up, or starts one that ends with this command.
@@ -100,7 +145,6 @@ func (s suiteRun) cluster(ctx context.Context, progress io.Writer) (*rig.Rig, fu
 	if err == nil || !errors.Is(err, rig.ErrNone) {
 		return r, func() {}, err
 	}
-	s.Clusters = 1
 	if r, err = start(ctx, s.Options, progress); err != nil {
 		return nil, nil, err
 	}
@@ -111,47 +155,18 @@ func (s suiteRun) cluster(ctx context.Context, progress io.Writer) (*rig.Rig, fu
 	}, nil
 }
 
-// prepare installs Fleetgate, and the GatewayClass that the suite uses.
-func (s suiteRun) prepare(ctx context.Context, r *rig.Rig, progress io.Writer) error {
-	class := filepath.Join(s.out, "gatewayclass.yaml")
-	manifest := fmt.Sprintf("apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata:\n  name: %s\nspec:\n  controllerName: fleetgate.io/gatewayclass-controller\n", s.class)
-	if err := os.WriteFile(class, []byte(manifest), 0o644); err != nil {
-		return fmt.Errorf("write the GatewayClass: %w", err)
+// suite runs the suite on one cluster, inside the rig's network, and tells its outcome.
+func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program, at string, out, progress io.Writer) error {
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		return fmt.Errorf("make the directory of the report: %w", err)
 	}
-	var steps [][]string
-	if s.install != "none" {
-		steps = append(steps, []string{"apply", "--server-side", "-f", s.install},
-			[]string{"-n", "fleetgate-system", "rollout", "status", "statefulset/fleetgate", "--timeout=180s"})
-	}
-	steps = append(steps, []string{"apply", "--server-side", "-f", class}, []string{"wait", "--for=condition=Accepted", "gatewayclass/" + s.class, "--timeout=60s"})
-	for _, step := range steps {
-		_, _ = fmt.Fprintln(progress, "kubectl", strings.Join(step, " "))
-		if err := kubectl(ctx, r, step...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// kubectl runs it inside, on the first cluster, with its output on this command's standard error.
-func kubectl(ctx context.Context, r *rig.Rig, args ...string) error {
-	code, err := r.Run(ctx, rig.Command{Args: append([]string{"kubectl"}, args...), Env: append(environment(r.State()), "KUBECONFIG="+r.Cluster(0).NodeKubeconfig), Stdout: os.Stderr, Stderr: os.Stderr})
-	if err == nil && code != 0 {
-		err = fmt.Errorf("kubectl %s: exit code %d", strings.Join(args, " "), code)
-	}
-	return err
-}
-
-// suite runs the suite inside the rig's network and tells its outcome.
-func (s suiteRun) suite(ctx context.Context, r *rig.Rig, program string, out, progress io.Writer) error {
-	c := r.Cluster(0)
-	results, report := filepath.Join(s.out, "results.tsv"), filepath.Join(s.out, "report.yaml")
+	results, report := filepath.Join(at, "results.tsv"), filepath.Join(at, "report.yaml")
 	for _, stale := range []string{results, report} {
 		if err := os.Remove(stale); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the report of an earlier run: %w", err)
 		}
 	}
-	log, err := os.Create(filepath.Join(s.out, "suite.log"))
+	log, err := os.Create(filepath.Join(at, "suite.log"))
 	if err != nil {
 		return fmt.Errorf("write the suite's log: %w", err)
 	}
@@ -172,11 +187,14 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, program string, out, pr
 	}
 	_, _ = fmt.Fprintf(progress, "conformance: running; each outcome is written to %s as it is known, the suite's log to %s\n", results, log.Name())
 	start := time.Now()
-	code, err := r.Run(ctx, rig.Command{Args: append(args, s.extra...), Env: append(environment(r.State()), "KUBECONFIG="+c.NodeKubeconfig), Dir: s.out, Stdout: log, Stderr: log})
+	code, err := r.Run(ctx, rig.Command{Args: append(args, s.extra...), Env: append(environment(r.State()), "KUBECONFIG="+c.NodeKubeconfig), Dir: at, Stdout: log, Stderr: log})
 	if err != nil {
 		return err
 	}
-	return tellResults(out, results, log.Name(), time.Since(start), code)
+	if err := writeFeatures(report, filepath.Join(at, "features.md")); err != nil {
+		return err
+	}
+	return tellResults(out, c.Name, results, log.Name(), time.Since(start), code)
 }
 
 // usable is an address of a cluster's load balancers that they do not give to anybody unasked, because they begin at the other end.
@@ -192,32 +210,4 @@ func (s suiteRun) version(ctx context.Context) string {
 		return "unknown"
 	}
 	return v
-}
-
-// tellResults counts the outcomes and names the failures.
-func tellResults(out io.Writer, results, log string, took time.Duration, code int) error {
-	f, err := os.Open(results)
-	if err != nil {
-		return fmt.Errorf("the suite did not start, exit code %d (see %s): %w", code, log, err)
-	}
-	defer func() { _ = f.Close() }()
-	count := map[string]int{}
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		outcome, rest, _ := strings.Cut(lines.Text(), "\t")
-		count[outcome]++
-		if outcome == "fail" {
-			name, _, _ := strings.Cut(rest, "\t")
-			_, _ = fmt.Fprintln(out, "FAIL", name)
-		}
-	}
-	_, _ = fmt.Fprintf(out, "%d passed, %d failed, %d skipped in %.0f s\n", count["pass"], count["fail"], count["skip"], took.Seconds())
-	if err := lines.Err(); err != nil {
-		return fmt.Errorf("read the results: %w", err)
-	}
-	if code != 0 {
-		_, _ = fmt.Fprintf(out, "see %s\n", log)
-		return exitError(exitFindings)
-	}
-	return nil
 }
