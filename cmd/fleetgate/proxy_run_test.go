@@ -71,9 +71,9 @@ func TestProxyRun(t *testing.T) {
 	eventually(t, "Envoy has read the new authority", func() bool { return updates() != before })
 	await(t, "ready with the new authority", "http://"+p.health+"/ready", http.StatusOK)
 
+	idle := idleConnection(t, ports[3]) // now: the next Envoy shares the port
 	joinElsewhere(t, dir, binary, ports[2], ports[1])
 
-	idle := idleConnection(t, ports[3])
 	stop()
 	await(t, "unready while it drains", "http://"+p.health+"/ready", http.StatusServiceUnavailable)
 	if code := codeOf("http://" + ports[3]); code != http.StatusNotFound {
