@@ -6,7 +6,8 @@ import (
 )
 
 // asking is what a controller wants by name, and what it has been told of that. A record that is made from an object about which nobody has said
-// anything yet is not proposed: unknown is not absent (D10), and the last good record stays.
+// anything yet is not proposed: unknown is not absent (D10), and the last good record stays. That it may not be read is said too: the compiler keeps the last
+// good record then, and where there is none its listener says why.
 type asking struct {
 	ask      func(before, now map[translate.Ref]bool) (wait bool)
 	wait     bool // an object that nobody has told of may exist
@@ -18,7 +19,7 @@ type asking struct {
 // hear notes which objects were told of.
 func (a *asking) hear(events []translate.Event) {
 	for _, e := range events {
-		if translate.ByName(e.Kind) && !e.Unknown {
+		if translate.ByName(e.Kind) && (!e.Unknown || e.Denied) {
 			a.answered[translate.Ref{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name}] = true
 		}
 	}

@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,11 +20,12 @@ type world struct {
 	compiler *translate.Compiler
 	asking   *asking
 	wanted   []translate.Ref // by all controllers
+	last     map[record.Key][]byte
 }
 
 func newWorld(c *cache) *world {
 	w := &world{cache: c, ctl: &Controller{wake: make(chan struct{}, 1)}}
-	w.compiler = translate.New(translate.Config{Cluster: "c", ControllerNames: []string{"ours"}, Owns: func(string) bool { return true },
+	w.compiler = translate.New(translate.Config{Cluster: "c", Asked: true, Last: func(k record.Key) []byte { return w.last[k] }, ControllerNames: []string{"ours"}, Owns: func(string) bool { return true },
 		Seal: func(plain, _ []byte) ([]byte, error) { return plain, nil }, Version: func([]byte) string { return "v" }})
 	w.asking = &asking{asked: map[translate.Ref]bool{}, answered: map[translate.Ref]bool{}, held: map[store.Key]bool{},
 		ask: func(before, now map[translate.Ref]bool) bool { w.wanted = c.ask(w.ctl, before, now); return true }}
@@ -92,5 +94,36 @@ func TestAnotherControllerIsAnsweredFromTheCache(t *testing.T) {
 		if len(c.objects)+len(c.absent)+len(c.asks) != 0 {
 			t.Errorf("%s: the cache still holds %d objects", name, len(c.objects))
 		}
+	}
+}
+
+// TestADeniedSecretSaysSo: a Secret that may not be read is not held for ever: its record says why, also to a controller that starts later; and where there is a
+// good record it stays.
+func TestADeniedSecretSaysSo(t *testing.T) {
+	c := newCache()
+	denied := translate.Event{Kind: "Secret", Namespace: "n", Name: "cert", Unknown: true, Denied: true}
+	first, second, third := newWorld(c), newWorld(c), newWorld(c)
+	first.step(https()...)
+	c.observe([]translate.Event{denied}, true)
+	first.step(denied)
+	second.step(https()...)
+	for name, w := range map[string]*world{"told": first, "starts later": second} {
+		var r record.Secret
+		p, _ := w.compiler.Record(RecordKey(certificateKey))
+		if err := record.Unmarshal(p.Payload, &r); err != nil || r.Problem == nil || !strings.Contains(r.Problem.Message, "RBAC forbids") || w.asking.held[certificateKey] {
+			t.Errorf("%s: the record is %+v (held %t, %v)", name, r, w.asking.held[certificateKey], err)
+		}
+	}
+	good, _ := record.Marshal(record.Secret{Name: "c/n/cert", Sealed: []byte("sealed")})
+	third.last = map[record.Key][]byte{RecordKey(certificateKey): good}
+	third.step(https()...)
+	if p, _ := third.compiler.Record(RecordKey(certificateKey)); !record.Equal(p.Payload, good) {
+		t.Error("the last good record of a Secret that may not be read is lost")
+	}
+	there := translate.Event{Kind: "Secret", Namespace: "n", Name: "cert"}
+	c.observe([]translate.Event{there}, true)
+	third.step(there)
+	if p, _ := third.compiler.Record(RecordKey(certificateKey)); record.Equal(p.Payload, good) {
+		t.Error("a Secret that does not exist, as the cluster says at last, is taken for the one that may not be read")
 	}
 }

@@ -20,10 +20,11 @@ type cache struct {
 	subs    map[*Controller]bool
 	asks    map[objectID]int  // objects that are read by name -> controllers that want them
 	absent  map[objectID]bool // of those, that are known not to exist
+	denied  map[objectID]bool // of those, that may not be read
 }
 
 func newCache() *cache {
-	return &cache{objects: map[objectID]translate.Object{}, unknown: map[objectID]bool{}, subs: map[*Controller]bool{}, asks: map[objectID]int{}, absent: map[objectID]bool{}}
+	return &cache{objects: map[objectID]translate.Object{}, unknown: map[objectID]bool{}, subs: map[*Controller]bool{}, asks: map[objectID]int{}, absent: map[objectID]bool{}, denied: map[objectID]bool{}}
 }
 
 // observe takes what a source found and passes it on to all controllers.
@@ -33,7 +34,14 @@ func (c *cache) observe(events []translate.Event, synced bool) {
 	c.synced = c.synced || synced
 	for _, e := range events {
 		id := objectID{e.Kind, e.Namespace, e.Name}
-		if e.Unknown {
+		delete(c.denied, id)
+		switch {
+		case e.Denied:
+			if c.asks[id] > 0 {
+				c.denied[id] = true
+			}
+			continue
+		case e.Unknown:
 			c.unknown[id] = true
 			continue
 		}
@@ -64,8 +72,11 @@ func (c *cache) ask(s *Controller, before, now map[translate.Ref]bool) []transla
 			continue
 		}
 		c.asks[id]++
-		if o := c.objects[id]; o != nil || c.absent[id] {
+		switch o := c.objects[id]; {
+		case o != nil || c.absent[id]:
 			known = append(known, translate.Event{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, Object: o})
+		case c.denied[id]:
+			known = append(known, translate.Event{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, Unknown: true, Denied: true})
 		}
 	}
 	for r := range before {
@@ -76,6 +87,7 @@ func (c *cache) ask(s *Controller, before, now map[translate.Ref]bool) []transla
 		if c.asks[id]--; c.asks[id] == 0 {
 			delete(c.asks, id)
 			delete(c.absent, id)
+			delete(c.denied, id)
 			delete(c.objects, id)
 		}
 	}
@@ -132,7 +144,7 @@ func (c *cache) seen(k record.Key) bool {
 	id := objectID{kind, namespace, name}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.objects[id] != nil || c.unknown[id] || c.unknown[objectID{kind: kind}] || c.unknown[objectID{}]
+	return c.objects[id] != nil || c.denied[id] || c.unknown[id] || c.unknown[objectID{kind: kind}] || c.unknown[objectID{}]
 }
 
 // get reads one object.

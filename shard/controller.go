@@ -76,6 +76,7 @@ func newController(row store.Row, m *Manager) *Controller {
 		ask: func(before, now map[translate.Ref]bool) bool { return m.ask(c, before, now) }}
 	cfg := m.cfg.Translate
 	cfg.Cluster = row.Cluster
+	cfg.Asked = m.asks(row.Cluster)
 	cfg.Owns = func(ns string) bool { return Contains(row, ns) }
 	c.compiler = translate.New(cfg)
 	return c

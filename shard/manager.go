@@ -59,15 +59,17 @@ func (m *Manager) Observe(cluster string, events []translate.Event, synced bool)
 	m.cacheOf(cluster).observe(events, synced)
 }
 
+// asks tells whether the source of a cluster has to be asked for what is read by name: one that delivers everything need not.
+func (m *Manager) asks(cluster string) bool {
+	return m.cfg.Want != nil && m.cfg.Want(cluster) != nil
+}
+
 // ask says what a controller wants by name. It tells whether that has to be waited for: where a source delivers everything, what is not there does not exist.
 func (m *Manager) ask(c *Controller, before, now map[translate.Ref]bool) bool {
-	if m.cfg.Want == nil {
+	if !m.asks(c.row.Cluster) {
 		return false
 	}
 	want := m.cfg.Want(c.row.Cluster)
-	if want == nil {
-		return false
-	}
 	m.asking.Lock()
 	defer m.asking.Unlock()
 	want(m.cacheOf(c.row.Cluster).ask(c, before, now))

@@ -18,7 +18,7 @@ type Event struct {
 	Kind            string // as in member.Event
 	Namespace, Name string
 	Object          Object
-	Unknown         bool // as in member.Event
+	Unknown, Denied bool // as in member.Event
 }
 
 // Config is what a Compiler must know besides objects.
@@ -27,6 +27,8 @@ type Config struct {
 	ControllerNames []string // GatewayClasses with these are ours
 	// Owns tells whether this compiler's row covers a namespace (cluster-scoped kinds hash as namespace "").
 	Owns func(namespace string) bool
+	// Asked says that objects that are read by name (ByName) are told of only when they are asked for: until then nobody knows whether one is there.
+	Asked bool
 	// Seal encrypts the plain bytes of a secret with additional data (SecretContext), and Version gives their HMAC (D14). Seal must be
 	// deterministic (a nonce derived from its input), or every recompile writes every secret anew.
 	Seal    func(plain, additional []byte) ([]byte, error)

@@ -30,7 +30,12 @@ func (c *Compiler) ask(in input, read bool) {
 // Asks gives the objects that are read by name and that some unit reads, found or not, and whether they are others than at the last call. So whoever feeds
 // this compiler knows what to look for, and nobody keeps a list of where references may stand.
 func (c *Compiler) Asks() (refs []Ref, moved bool) {
-	moved, c.asksMoved = c.asksMoved, false
+	if moved, c.asksMoved = c.asksMoved, false; moved {
+		maps.DeleteFunc(c.answers, func(in input, _ reply) bool {
+			_, asked := c.asks[Ref{in.kind, in.namespace, in.name}]
+			return !asked
+		})
+	}
 	return slices.Collect(maps.Keys(c.asks)), moved
 }
 

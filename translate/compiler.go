@@ -39,6 +39,7 @@ type Compiler struct {
 
 	unknown    map[input]bool // what may be there; input{} = everything
 	revisiting bool           // what is unknown has changed, which alone changes nothing
+	answers    map[input]reply
 
 	before func(record.Key) // called before a unit is compiled; for tests that need a panic
 }
@@ -75,6 +76,7 @@ func New(cfg Config) *Compiler {
 		sets:         map[input]map[string]any{},
 		sliceService: map[input]string{},
 		unknown:      map[input]bool{},
+		answers:      map[input]reply{},
 		results:      map[record.Key]*result{},
 		readers:      map[input]map[record.Key]struct{}{},
 		wanted:       map[record.Key]int{},
@@ -93,6 +95,9 @@ func (c *Compiler) Apply(events []Event) Output {
 		}
 	}
 	for _, e := range events {
+		for _, k := range c.answered(e) {
+			dirty[k] = struct{}{}
+		}
 		if e.Unknown {
 			continue
 		}

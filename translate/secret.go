@@ -24,7 +24,10 @@ func secretName(k record.Key) string { return record.Join(k.Cluster, k.Namespace
 // compileSecret seals a TLS secret that a listener names.
 func compileSecret(v *view, k record.Key) compiled {
 	out := record.Secret{Name: secretName(k)}
-	plain, reason := plainSecret(out.Name, fact[secretFact](v, "Secret", k.Namespace, k.Name))
+	plain, reason := []byte(nil), v.absence("Secret", k.Namespace, k.Name)
+	if f := fact[secretFact](v, "Secret", k.Namespace, k.Name); f != nil {
+		plain, reason = plainSecret(out.Name, f)
+	}
 	if reason == "" {
 		sealed, err := v.c.cfg.Seal(plain, SecretContext(k))
 		if err == nil {
@@ -40,9 +43,6 @@ func compileSecret(v *view, k record.Key) compiled {
 
 // plainSecret checks what Envoy would check, so that a bad certificate is its listener's problem and not a rejected resource.
 func plainSecret(name string, f *secretFact) (plain []byte, reason string) {
-	if f == nil {
-		return nil, "does not exist: create it"
-	}
 	if f.kind != string(corev1.SecretTypeTLS) {
 		return nil, fmt.Sprintf("has type %q: create it with type kubernetes.io/tls", f.kind)
 	}

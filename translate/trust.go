@@ -88,7 +88,7 @@ func compileTrust(v *view, k record.Key) compiled {
 func authorities(v *view, kind, namespace, name string) (bundle, reason string) {
 	f := fact[configMapFact](v, kind, namespace, name)
 	if f == nil {
-		return "", "does not exist: create it"
+		return "", v.absence(kind, namespace, name)
 	}
 	if f.authorities == "" {
 		return "", "has no key ca.crt: put certificates in PEM there"

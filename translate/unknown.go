@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -10,11 +11,50 @@ import (
 // nothing; a person's change does, and is compiled with what is known. So a route or a Gateway of which a newer generation came is compiled anew, and
 // what has no generation of its own (backends, endpoints, secrets) is kept until something that it reads changes.
 
+// reply is what has been said of an object that was asked for by name.
+type reply int
+
+const (
+	silent reply = iota
+	seen         // that it is there, or that it is not
+	denied       // that it may not be read
+)
+
+// answered notes what an event answers, and gives the records that have to be compiled again for that alone. What was kept because nobody had answered stays
+// when the answer is that nobody may: the last good certificate is served on.
+func (c *Compiler) answered(e Event) (again []record.Key) {
+	if !c.cfg.Asked || !ByName(e.Kind) || e.Unknown && !e.Denied {
+		return nil
+	}
+	in, now := input{e.Kind, e.Namespace, e.Name}, seen
+	if e.Denied {
+		now = denied
+	}
+	if c.answers[in] == now {
+		return nil
+	}
+	c.answers[in] = now
+	for k := range c.readers[in] {
+		if now == seen || !c.results[k].kept {
+			again = append(again, k)
+		}
+	}
+	return again
+}
+
+// absence says why an object that is read by name could not be found, and what to do.
+func (v *view) absence(kind, namespace, name string) string {
+	if v.c.answers[input{kind, namespace, name}] == denied {
+		return fmt.Sprintf("may not be read: RBAC forbids Fleetgate to list and watch it: grant %ss to its service account as deploy/rbac.yaml does, or in namespace %s alone", kind, namespace)
+	}
+	return "does not exist: create it"
+}
+
 // doubt notes what events say of what is unknown, and tells whether that changed.
 func (c *Compiler) doubt(events []Event) (changed bool) {
 	for _, e := range events {
 		in := input{e.Kind, e.Namespace, e.Name}
-		if c.unknown[in] == e.Unknown {
+		if e.Denied || c.unknown[in] == e.Unknown {
 			continue
 		}
 		changed = true
@@ -44,7 +84,8 @@ func ObjectOf(k record.Key) (kind, namespace, name string) {
 
 // missing notes that a unit did not find an object.
 func (v *view) missing(kind, namespace, name string) {
-	v.blind = v.blind || v.c.mayBe(input{kind, namespace, name})
+	in := input{kind, namespace, name}
+	v.blind = v.blind || v.c.mayBe(in) || v.c.cfg.Asked && ByName(kind) && v.c.answers[in] != seen
 }
 
 // missingOf notes that a unit did not find what it looked for in a set of objects of a namespace.
@@ -89,6 +130,10 @@ func sameGeneration(k record.Key, a, b []byte) bool {
 			var l record.ListenerSet
 			_ = record.Unmarshal(payload, &l)
 			return l.Object
+		case record.KindPolicy:
+			var p record.Policy
+			_ = record.Unmarshal(payload, &p)
+			return p.Object
 		}
 		return record.Object{}
 	}

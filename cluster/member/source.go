@@ -33,6 +33,8 @@ type Event struct {
 	// Unknown says, where Object is nil, that it cannot be told whether the object is there: a file that was broken when it was seen first may hold
 	// it. Kind "" stands for all objects that are not there, and Name "" for all of a kind that the cluster does not serve. A later event of the same name ends it.
 	Unknown bool
+	// Denied says of an unknown object that was asked for by name (Asked) that the cluster forbids us to read it.
+	Denied bool
 }
 
 // Source is a member cluster as a stream of events.
@@ -58,7 +60,7 @@ type Ref struct{ Kind, Namespace, Name string }
 // Asked is a Source that does not read every object: Secrets and ConfigMaps only when something refers to them.
 type Asked interface {
 	// Want says which objects are wanted from now on, all of them. Each is answered by an event, at once or as soon as the cluster says; Object is nil
-	// where it does not exist, and where nobody can say there is no event (unknown is not absent). It never blocks.
+	// where it does not exist, and where nobody can say there is no event (unknown is not absent), or one that is Denied. It never blocks.
 	Want(refs []Ref)
 }
 

@@ -67,7 +67,7 @@ func (r *replica) follow(ctx context.Context, cluster string) error {
 		out := make([]translate.Event, len(events))
 		var keys []record.Key
 		for i, e := range events {
-			out[i] = translate.Event{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name, Unknown: e.Unknown}
+			out[i] = translate.Event{Kind: e.Kind, Namespace: e.Namespace, Name: e.Name, Unknown: e.Unknown, Denied: e.Denied}
 			if e.Object != nil {
 				out[i].Object = e.Object
 			}

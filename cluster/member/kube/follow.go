@@ -58,6 +58,7 @@ type follower struct {
 	out     *inbox
 	stop    context.CancelFunc
 	synced  bool // a complete view was taken in; the loop's
+	denied  bool // the server forbids to read the one object, which was told; the loop's
 }
 
 // retry is how soon after a failure an API server is asked again: at most this long after it is back, its changes are seen.

@@ -360,6 +360,7 @@ func (r *runner) hear(f *follower, err error) {
 		return // the reflector lists anew
 	}
 	r.note(what, err)
+	r.deny(f, err)
 	if f.kind.custom && apierrors.IsNotFound(err) {
 		r.rediscover()
 	}
@@ -368,9 +369,19 @@ func (r *runner) hear(f *follower, err error) {
 	}
 }
 
+// deny tells once that an object that was asked for may not be read, so that whoever asked can say it where its users look. What was known of it stays.
+func (r *runner) deny(f *follower, err error) {
+	if f.only == nil || f.denied || !apierrors.IsForbidden(err) {
+		return
+	}
+	f.denied = true
+	r.events = append(r.events, member.Event{Cluster: r.name, Kind: f.kind.name, Namespace: f.only.Namespace, Name: f.only.Name, Unknown: true, Denied: true})
+}
+
 // learn takes in what a follower saw.
 func (r *runner) learn(d delta) {
 	k := d.from.kind
+	d.from.denied = false
 	switch {
 	case d.whole && d.from.only != nil:
 		r.answer(*d.from.only, d.objects)
