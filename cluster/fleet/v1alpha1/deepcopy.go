@@ -41,7 +41,7 @@ func (l *EnvoyFleetList) DeepCopyObject() runtime.Object {
 func (s EnvoyFleetSpec) DeepCopy() EnvoyFleetSpec {
 	out := s
 	out.Kind, out.Replicas, out.Image = clone(s.Kind), clone(s.Replicas), clone(s.Image)
-	out.Concurrency, out.Admin = clone(s.Concurrency), clone(s.Admin)
+	out.Concurrency, out.Admin, out.Unreadable = clone(s.Concurrency), clone(s.Admin), clone(s.Unreadable)
 	out.Resources = s.Resources.DeepCopy()
 	if out.Autoscaling = clone(s.Autoscaling); out.Autoscaling != nil {
 		out.Autoscaling.MinReplicas = clone(s.Autoscaling.MinReplicas)

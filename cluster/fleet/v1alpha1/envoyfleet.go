@@ -5,6 +5,8 @@
 package v1alpha1
 
 import (
+	"encoding/json"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -82,6 +84,22 @@ type EnvoyFleetSpec struct {
 	Drain *Drain `json:"drain,omitempty"`
 	// Admin opens Envoy's admin interface on 127.0.0.1:19000 of the pod, for kubectl port-forward: On or Off (the default).
 	Admin *string `json:"admin,omitempty"`
+
+	// Unreadable is why the spec could not be read; nothing else is set then.
+	Unreadable *string `json:"-"`
+}
+
+// UnmarshalJSON reads a spec. What the schema lets pass and these types cannot hold, such as an affinity that is none, is left for Validate to tell: an error
+// here would hide all EnvoyFleets of a cluster behind the one.
+func (s *EnvoyFleetSpec) UnmarshalJSON(b []byte) error {
+	type plain EnvoyFleetSpec
+	var p plain
+	if err := json.Unmarshal(b, &p); err != nil {
+		*s = EnvoyFleetSpec{Unreadable: new(err.Error())}
+		return nil
+	}
+	*s = EnvoyFleetSpec(p)
+	return nil
 }
 
 // Autoscaling is a HorizontalPodAutoscaler on CPU.

@@ -32,6 +32,7 @@ func Merge(base, over EnvoyFleetSpec) EnvoyFleetSpec {
 	take(&out.AccessLog, over.AccessLog)
 	take(&out.Drain, over.Drain)
 	take(&out.Admin, over.Admin)
+	take(&out.Unreadable, over.Unreadable)
 	return out
 }
 
@@ -44,6 +45,9 @@ func take[T any](to **T, from *T) {
 // Validate says everything that is wrong with a spec. The CRD's schema refuses the same; this is for what was merged, and for objects that
 // were stored before a schema knew better.
 func (s EnvoyFleetSpec) Validate() error {
+	if s.Unreadable != nil {
+		return fmt.Errorf("spec cannot be read (%s): correct that field", *s.Unreadable)
+	}
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	kind := value(s.Kind, KindDeployment)
