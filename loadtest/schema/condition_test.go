@@ -12,11 +12,8 @@ var (
 	typeRule   = regexp.MustCompile(`^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$`)
 )
 
-// valid finds what an API server would refuse in conditions, unless something was found before.
-func valid(conditions []metav1.Condition, before error) error {
-	if before != nil {
-		return before
-	}
+// valid finds what an API server would refuse in conditions.
+func valid(conditions []metav1.Condition) error {
 	seen := map[string]bool{}
 	for _, c := range conditions {
 		switch {

@@ -3,10 +3,12 @@ package schema
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +26,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate"
 )
 
@@ -39,17 +42,19 @@ var typed = map[string]func() translate.Object{
 	"UDPRoute":         func() translate.Object { return &gatewayv1.UDPRoute{} },
 	"ReferenceGrant":   func() translate.Object { return &gatewayv1.ReferenceGrant{} },
 	"BackendTLSPolicy": func() translate.Object { return &gatewayv1.BackendTLSPolicy{} },
+	"EnvoyFleet":       func() translate.Object { return &v1alpha1.EnvoyFleet{} },
 }
 
 // definition is one CRD in the version that is read.
 type definition struct {
 	kind, apiVersion string
+	versions         []*definition // that are served, this one first: what any of them lets pass is stored, and read in this one
 	structural       *structuralschema.Structural
 	validator        crdvalidation.SchemaValidator
 	rules            *cel.Validator
 }
 
-// channel is a release channel of the Gateway API: its CRDs by kind.
+// channel is a release channel of the Gateway API: its CRDs by kind, and our own.
 type channel map[string]*definition
 
 var (
@@ -94,7 +99,7 @@ func loadChannel(name string) (channel, error) {
 		return nil, err
 	}
 	out := channel{}
-	for _, f := range files {
+	for _, f := range append(files, filepath.Join("..", "..", "deploy", "crds", "fleetgate.io_envoyfleets.yaml")) {
 		crd, err := readCRD(f)
 		if err != nil {
 			return nil, err
@@ -126,14 +131,31 @@ func readCRD(file string) (*apiextensionsv1.CustomResourceDefinition, error) {
 	return crd, nil
 }
 
-// define compiles v1 of a CRD, or what it has instead.
+// define compiles v1 of a CRD, or what it has instead, and the other versions that it serves.
 func define(crd *apiextensionsv1.CustomResourceDefinition) (*definition, error) {
-	version := crd.Spec.Versions[0]
+	var all []*definition
 	for _, v := range crd.Spec.Versions {
+		if !v.Served {
+			continue
+		}
+		d, err := defineVersion(crd, v)
+		if err != nil {
+			return nil, fmt.Errorf("version %s: %w", v.Name, err)
+		}
 		if v.Name == "v1" {
-			version = v
+			all = slices.Insert(all, 0, d)
+		} else {
+			all = append(all, d)
 		}
 	}
+	if len(all) == 0 {
+		return nil, errors.New("no version is served")
+	}
+	all[0].versions = all
+	return all[0], nil
+}
+
+func defineVersion(crd *apiextensionsv1.CustomResourceDefinition, version apiextensionsv1.CustomResourceDefinitionVersion) (*definition, error) {
 	internal := &apiextensions.JSONSchemaProps{}
 	if err := apiextensionsv1.Convert_v1_JSONSchemaProps_To_apiextensions_JSONSchemaProps(version.Schema.OpenAPIV3Schema, internal, nil); err != nil {
 		return nil, err
@@ -146,7 +168,18 @@ func define(crd *apiextensionsv1.CustomResourceDefinition) (*definition, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &definition{crd.Spec.Names.Kind, crd.Spec.Group + "/" + version.Name, structural, validator, cel.NewValidator(structural, true, celconfig.PerCallLimit)}, nil
+	return &definition{kind: crd.Spec.Names.Kind, apiVersion: crd.Spec.Group + "/" + version.Name, structural: structural, validator: validator,
+		rules: cel.NewValidator(structural, true, celconfig.PerCallLimit)}, nil
+}
+
+// version is the definition of one of the versions that are served, nil where that one is not.
+func (d *definition) version(apiVersion string) *definition {
+	for _, v := range d.versions {
+		if v.apiVersion == apiVersion {
+			return v
+		}
+	}
+	return nil
 }
 
 // admit does what an API server does with an object that is created: defaults are set in it, and it is refused or typed.
@@ -167,5 +200,11 @@ func (d *definition) admit(object map[string]any) (translate.Object, error) {
 		return nil, err
 	}
 	out := typed[d.kind]()
-	return out, runtime.DefaultUnstructuredConverter.FromUnstructured(object, out)
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object, out); err != nil {
+		return nil, unreadable{err}
+	}
+	return out, nil
 }
+
+// unreadable is why an object that an API server takes cannot be read. One such would hide all others of its kind from us.
+type unreadable struct{ error }

@@ -56,8 +56,8 @@ func TestMeasureRealEnvoy(t *testing.T) {
 			t.Logf("%d of %d Gateways", accepted, want)
 		}
 	}
-	t.Logf("the real Envoy takes %d random Gateways: %d listeners, %d route configurations, %d clusters, %d endpoint sets, %d secrets", accepted, kinds[assemble.TypeListener],
-		kinds[assemble.TypeRoute], kinds[assemble.TypeCluster], kinds[assemble.TypeEndpoints], kinds[assemble.TypeSecret])
+	t.Logf("| %-34s | %d Gateways: %d listeners, %d route configurations, %d clusters, %d endpoint sets, %d secrets; 0 rejected |", "random Gateways in the real Envoy", accepted,
+		kinds[assemble.TypeListener], kinds[assemble.TypeRoute], kinds[assemble.TypeCluster], kinds[assemble.TypeEndpoints], kinds[assemble.TypeSecret])
 	for _, r := range []assemble.ResourceType{assemble.TypeListener, assemble.TypeRoute, assemble.TypeCluster, assemble.TypeEndpoints, assemble.TypeSecret} {
 		if kinds[r] < accepted/4 {
 			t.Errorf("only %d resources of type %d: too little comes through to Envoy", kinds[r], r)
@@ -79,7 +79,7 @@ func randomFleets(t *testing.T, g generator, c channel, all map[string][]map[str
 	w := newWorld()
 	events := furnish()
 	for range 100 {
-		events = append(events, g.next(c, all, map[string]*tally{}))
+		events = append(events, g.next(c, all, tallies{}))
 	}
 	if _, err := w.apply(events...); err != nil {
 		t.Fatalf("%v\nin the world:\n%s", err, w.dump())

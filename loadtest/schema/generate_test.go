@@ -41,10 +41,18 @@ var (
 	services     = []string{"web", "api", "grpc", "odd", "gone", "elsewhere"}
 	secrets      = []string{"ecdsa", "rsa", "other", "odd", "gone"}
 	configMaps   = []string{"authority", "odd", "gone"}
+	fleets       = []string{"small", "large", "gone"}
 	hosts        = []string{"example.com", "*.example.com", "a.example.com", "b.a.example.com", "*.a.example.com", "*.com", "web", "x.test", "xn--bcher-kva.example"}
 	headerNames  = []string{"x-one", "X-One", "host", "Host", "accept", "cookie", "content-length", "transfer-encoding", "connection", "x-envoy-original-path", "x-forwarded-for", "te", "grpc-timeout", "a_b", "x|y", "~", "*", "'", "`", ":authority"}
 	durations    = []string{"0s", "1ms", "10s", "1h30m", "500ms", "99999h", "99999h99999h99999h99999h", "1s1s1s1s", "0ms", "2m"}
 	ports        = []int64{80, 443, 8080, 53, 80, 443, 8080, 1, 65535, 9000}
+	quantities   = []any{int64(1), "100m", "256Mi", "0.5", "1e3", "-1", "+.5", "1e99999999999999999999", "999999999999Ei"}
+	// formats are lines of an access log, and what looks like one.
+	formats = []string{"%START_TIME%", "%START_TIME(%Y-%m-%dT%H:%M:%S)%", "%START_TIME(%E9x%)%", "%REQ(:METHOD)% %RESPONSE_CODE%\n", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):10%", "%REQ()%", "%REQ%", "%REQ(a%", "%NONSENSE%", "%start_time%", "%%", "%% %PROTOCOL%",
+		"100%", "%DYNAMIC_METADATA(a:b)%", "%FILTER_STATE(a:PLAIN)%", "%ENVIRONMENT(HOME)%", "%CEL(request.path)%", "%CEL(no such(%", "%PROTOCOL(x)%", "%DURATION:3%", "%ROUTE_NAME%%UPSTREAM_HOST%", "{\"a\": \"%BYTES_SENT%\"}"}
+	// loose are values for what a schema leaves open.
+	loose = []any{map[string]any{}, map[string]any{"key": "a", "operator": "Exists"}, map[string]any{"key": int64(1)}, map[string]any{"nodeAffinity": map[string]any{"requiredDuringSchedulingIgnoredDuringExecution": map[string]any{"nodeSelectorTerms": []any{}}}},
+		map[string]any{"nodeAffinity": "x"}, map[string]any{"podAntiAffinity": []any{int64(1)}}, map[string]any{"maxSkew": int64(1), "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}, map[string]any{"maxSkew": "many"}, map[string]any{"of": map[string]any{"no": []any{"kind"}}}}
 	// odd are texts that have a meaning somewhere between a manifest and Envoy.
 	odd = []string{"a", "/", "/a", "/a/", "/a/b", "/%2F", "/é", "/a b", "/a?b", "*", "%", "%%", "%REQ(x)%", "%START_TIME%", "100%", `\1`, `\`, "(", ")", "(?i)a", "(?P<n>a)", `\pL`, `\p{Greek}`, "a{1001}", "$", "[^/]+", "a|", ".*", "^/x.*$",
 		"(a{100}){100}", "https", "http", "x", "1", "-1", "null", "true", "{}", "a,b", "é", "世", "a\tb", "a\nb", "\x00", "\r\n", strings.Repeat("a", 63), strings.Repeat("b", 300), strings.Repeat("/c", 500), "foo=bar", `"`, "'", ";", "v1.Login", "com.example.User"}
@@ -68,6 +76,9 @@ var named = []struct {
 	{regexp.MustCompile(`caCertificateRefs/name$`), configMaps},
 	{regexp.MustCompile(`caCertificateRefs/kind$`), []string{"ConfigMap", "ConfigMap", "ConfigMap", "Secret", "ClusterTrustBundle"}},
 	{regexp.MustCompile(`parametersRef/group$`), []string{"fleetgate.io", "fleetgate.io", "fleetgate.io", "example.org"}},
+	{regexp.MustCompile(`parametersRef/name$`), fleets},
+	{regexp.MustCompile(`accessLog/(format|fields)$`), formats},
+	{regexp.MustCompile(`accessLog/collector$`), []string{"collector.example:4317", "10.0.0.1:4317", "[2001:db8::1]:4317", "collector:0", "collector:99999", ":1", "a b:1"}},
 	{regexp.MustCompile(`parametersRef/kind$`), []string{"EnvoyFleet", "EnvoyFleet", "EnvoyFleet", "ConfigMap"}},
 	{regexp.MustCompile(`(backendRefs?|targetRefs)/name$`), append([]string{"web", "api", "grpc", "web", "api", "grpc"}, services...)},
 	{regexp.MustCompile(`(backendRefs?|targetRefs)/kind$`), []string{"Service", "Service", "Service", "Service", "Gateway", "XBackend"}},
@@ -102,6 +113,10 @@ func join(path, field string) string {
 // value makes a value for a schema; seldom an invalid one, for what CEL rules say is left to the validation.
 func (g generator) value(s *structuralschema.Structural, path string) any {
 	switch {
+	case s.XPreserveUnknownFields:
+		return runtime.DeepCopyJSONValue(pick(g, loose))
+	case s.XIntOrString && s.ValueValidation != nil && s.ValueValidation.Pattern != "":
+		return pick(g, quantities)
 	case s.XIntOrString:
 		return pick(g, []any{int64(80), "http", "50%"})
 	case s.Type == "object" && s.AdditionalProperties != nil:

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/tools/txtar"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -101,11 +102,14 @@ var seeds = sync.OnceValues(func() (map[string][]map[string]any, error) {
 			return nil, fmt.Errorf("reading the seeds in %s: %w", dir, err)
 		}
 	}
-	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&gateway("a", "gw0").Spec)
-	if err != nil {
-		return nil, err
+	written := len(out["Gateway"])
+	for _, g := range []*gatewayv1.Gateway{gateway("a", "gw0"), parametrized(gateway("a", "gw1"))} {
+		spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&g.Spec)
+		if err != nil {
+			return nil, err
+		}
+		out["Gateway"] = append(out["Gateway"], slices.Repeat([]map[string]any{spec}, written/2)...) // half of all Gateways have a listener of each protocol
 	}
-	out["Gateway"] = append(out["Gateway"], slices.Repeat([]map[string]any{spec}, len(out["Gateway"]))...) // half of all Gateways have a listener of each protocol
 	return out, nil
 })
 

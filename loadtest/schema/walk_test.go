@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate"
 )
 
@@ -37,22 +39,118 @@ const (
 	enough      = 4 // objects that are told that something around the field is refused
 )
 
-// TestEveryFieldCounts walks the schema of every kind in both channels: for each field, some valid object that differs from another in nothing but that
+// TestMeasureEveryFieldCounts walks the schema of every kind in both channels: for each field, some valid object that differs from another in nothing but that
 // field must change a byte of what proxies are sent, a condition, or how the fleet is run. A field that does not is neither translated nor refused.
-func TestEveryFieldCounts(t *testing.T) {
+func TestMeasureEveryFieldCounts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: the walk takes a minute")
 	}
 	for name, load := range map[string]func() (channel, error){"standard": standard, "experimental": experimental} {
 		c := must(t, load)
 		all := must(t, seeds)
-		for _, kind := range slices.Sorted(maps.Keys(c)) {
-			t.Run(name+"/"+kind, func(t *testing.T) {
-				t.Parallel()
-				walk(t, c[kind], all[kind])
-			})
+		var fields, pairs atomic.Int64
+		t.Run(name, func(t *testing.T) {
+			for _, kind := range slices.Sorted(maps.Keys(c)) {
+				t.Run(kind, func(t *testing.T) {
+					t.Parallel()
+					f, p := walk(t, c[kind], all[kind])
+					fields.Add(int64(f))
+					pairs.Add(int64(p))
+				})
+			}
+		})
+		t.Logf("| %-34s | %s channel: %d fields of %d kinds, %d pairs of objects that differ in one |", "every field is translated or refused", name, fields.Load(), len(c), pairs.Load())
+	}
+}
+
+// honoured are the fields of the experimental channel, of kinds that the standard one has, that are translated, with those below them. All others are refused.
+var honoured = map[string]bool{}
+
+// TestExperimentalFieldsAreRefused: whatever stands in a field that only the experimental channel has, a condition says that it is not supported, by the field's name.
+func TestExperimentalFieldsAreRefused(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: the walk takes a minute")
+	}
+	known, c, all := must(t, standard), must(t, experimental), must(t, seeds)
+	n := 0
+	for _, kind := range slices.Sorted(maps.Keys(c)) {
+		before, now := known[kind].structural.Properties["spec"], c[kind].structural.Properties["spec"]
+		for _, path := range leaves(&now, "spec") {
+			fields := strings.Split(path, "/")[1:]
+			if at := newcomer(&before, fields); at >= 0 && !honoured[kind+" spec/"+strings.Join(fields[:at+1], "/")] {
+				n++
+				t.Run(kind+" "+path, func(t *testing.T) {
+					t.Parallel()
+					refused(t, c[kind], all[kind], fields, fields[at])
+				})
+			}
 		}
 	}
+	if n+len(honoured) == 0 {
+		t.Error("no field is new in the experimental channel: the module's layout has changed")
+	}
+}
+
+// newcomer is the index of the first of some nested fields that a schema does not have, -1 = it has all.
+func newcomer(s *structuralschema.Structural, fields []string) int {
+	for i, field := range fields {
+		for s.Items != nil {
+			s = s.Items
+		}
+		p, there := s.Properties[field]
+		if !there {
+			return i
+		}
+		s = &p
+	}
+	return -1
+}
+
+// refused holds objects that have a field against what is said of them. Routes that nobody of ours takes have no status of ours to say it in.
+func refused(t *testing.T, d *definition, seeds []map[string]any, fields []string, name string) {
+	st := newStage(t, d.kind)
+	if plain := st.plain(); plain != nil {
+		seeds = append(slices.Clone(seeds), slices.Repeat([]map[string]any{plain}, 2*len(seeds))...)
+	}
+	says := regexp.MustCompile(`(?i)\b` + name + `\b[^()]* not supported`)
+	s := d.structural.Properties["spec"]
+	g := generatorOf(7, 1)
+	g.tame = true
+	told := 0
+	for i := 0; i < tries && told < 5*enough; i++ {
+		o := st.subject(d, g.touch(&s, g.spec(d, seeds), fields, "spec", false))
+		if o == nil || means(t, o, fields) == nothing {
+			continue
+		}
+		st.outcome(o)
+		said := st.ofSubject(d)
+		if said == "" {
+			continue
+		}
+		if told++; !says.MatchString(said) {
+			t.Fatalf("of an object that has %s this is said:\n%s\n%s", strings.Join(fields, "/"), said, toYAML(o))
+		}
+	}
+	if told < enough {
+		t.Errorf("only %d objects with %s are told anything: the walk does not reach it", told, strings.Join(fields, "/"))
+	}
+}
+
+// nothing is the value of useDefaultGateways and defaultScope that says the same as none.
+const nothing = "None"
+
+// means gives the text in a field that is not in a list, "" where there is no such.
+func means(t *testing.T, o translate.Object, fields []string) string {
+	object, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := object["spec"]
+	for _, field := range fields {
+		m, _ := v.(map[string]any)
+		v = m[field]
+	}
+	return textOf(v)
 }
 
 // unread are the kinds of the experimental channel that no one reads, with what their users see of that.
@@ -85,7 +183,8 @@ func TestEveryKindIsReadOrNot(t *testing.T) {
 	}
 }
 
-func walk(t *testing.T, d *definition, seeds []map[string]any) {
+// walk gives how many fields it went through, and how many pairs of objects that took.
+func walk(t *testing.T, d *definition, seeds []map[string]any) (fields, pairs int) {
 	spec := d.structural.Properties["spec"]
 	st := newStage(t, d.kind)
 	if plain := st.plain(); plain != nil {
@@ -98,16 +197,18 @@ func walk(t *testing.T, d *definition, seeds []map[string]any) {
 		}
 		g := generatorOf(6, uint64(i))
 		g.tame = true
-		counts, pairs := st.counts(g, d, seeds, path, most)
+		counts, tried := st.counts(g, d, seeds, path, most)
+		fields, pairs = fields+1, pairs+tried
 		switch {
-		case pairs == 0 && !counts:
+		case tried == 0 && !counts:
 			t.Errorf("%s: no two valid objects that differ there: the walk does not reach it", path)
 		case counts && reason != "":
 			t.Errorf("%s changes something and is on the list of what changes nothing (%s): take it off", path, reason)
 		case !counts && reason == "":
-			t.Errorf("%s is neither translated nor refused: %d pairs of valid objects that differ there come to the same. Of the last is said:\n%s", path, pairs, st.ofSubject(d))
+			t.Errorf("%s is neither translated nor refused: %d pairs of valid objects that differ there come to the same. Of the last is said:\n%s", path, tried, st.ofSubject(d))
 		}
 	}
+	return fields, pairs
 }
 
 // leaves are the fields that hold values, as paths without indexes.
@@ -154,6 +255,11 @@ func newStage(t *testing.T, kind string) *stage {
 		} else {
 			g.Spec.Listeners[1].TLS.CertificateRefs[0].Namespace = new(gatewayv1.Namespace("b"))
 		}
+		events = append(events, event("Gateway", g, false))
+	}
+	if kind == "EnvoyFleet" {
+		g := gateway("a", "run-so")
+		g.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{ParametersRef: &gatewayv1.LocalParametersReference{Group: v1alpha1.Group, Kind: v1alpha1.Kind, Name: "subject"}}
 		events = append(events, event("Gateway", g, false))
 	}
 	if kind != "ReferenceGrant" {

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"math/big"
@@ -31,10 +32,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate"
 	"github.com/fleetgate/fleetgate/translate/assemble"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -143,7 +146,7 @@ func (o *outcome) check(delta assemble.Delta) error {
 			if len(r.Bytes) == 0 {
 				continue
 			}
-			o.resources.Add(1)
+			o.resources++
 			m, err := open(r)
 			if err == nil {
 				err = validate(m)
@@ -223,9 +226,8 @@ func furnish() []translate.Event {
 		authority := &corev1.ConfigMap{ObjectMeta: meta(ns, "authority"), Data: map[string]string{"ca.crt": string(certificates()["ecdsa"].chain)}}
 		out = append(out, event("Namespace", namespace, false), event("ConfigMap", authority, false),
 			event("Secret", tlsSecret(ns, "ecdsa", "ecdsa"), false), event("Secret", tlsSecret(ns, "rsa", "rsa"), false), event("Secret", tlsSecret(ns, "other", "p384"), false))
-		for _, name := range gateways {
-			out = append(out, event("Gateway", gateway(ns, name), false))
-		}
+		out = append(out, event("EnvoyFleet", &v1alpha1.EnvoyFleet{ObjectMeta: meta(ns, fleets[0])}, false),
+			event("Gateway", gateway(ns, gateways[0]), false), event("Gateway", parametrized(gateway(ns, gateways[1])), false))
 		for i, name := range []string{"web", "api", "grpc"} {
 			service := &corev1.Service{ObjectMeta: meta(ns, name)}
 			service.Spec.Ports = servicePorts()
@@ -256,6 +258,12 @@ func gateway(namespace, name string) *gatewayv1.Gateway {
 	return g
 }
 
+// parametrized gives a Gateway parameters.
+func parametrized(g *gatewayv1.Gateway) *gatewayv1.Gateway {
+	g.Spec.Infrastructure = &gatewayv1.GatewayInfrastructure{ParametersRef: &gatewayv1.LocalParametersReference{Group: v1alpha1.Group, Kind: v1alpha1.Kind, Name: fleets[0]}}
+	return g
+}
+
 func servicePorts() []corev1.ServicePort {
 	var out []corev1.ServicePort
 	for _, port := range ports[:4] {
@@ -283,7 +291,7 @@ func slice(namespace, service, address string) *discoveryv1.EndpointSlice {
 }
 
 // kindShares says how often a kind is generated.
-var kindShares = map[string]int{"HTTPRoute": 30, "GRPCRoute": 10, "Gateway": 15, "ListenerSet": 8, "TLSRoute": 6, "TCPRoute": 4, "UDPRoute": 4, "BackendTLSPolicy": 6, "ReferenceGrant": 5,
+var kindShares = map[string]int{"HTTPRoute": 30, "GRPCRoute": 10, "Gateway": 15, "ListenerSet": 8, "TLSRoute": 6, "TCPRoute": 4, "UDPRoute": 4, "BackendTLSPolicy": 6, "ReferenceGrant": 5, "EnvoyFleet": 3,
 	"GatewayClass": 1, "Service": 4, "EndpointSlice": 4, "Secret": 3, "ConfigMap": 2, "Namespace": 1}
 
 var kindDraw = sync.OnceValue(func() (out []string) {
@@ -294,31 +302,37 @@ var kindDraw = sync.OnceValue(func() (out []string) {
 })
 
 // names are those that objects of a kind may have: few, so that objects meet each other, and replace what was there.
-var names = map[string][]string{"Gateway": gateways, "ListenerSet": listenerSets, "GatewayClass": {"theirs", "second"}, "Service": services, "EndpointSlice": services, "Secret": secrets, "ConfigMap": configMaps}
-
-// tally counts what was tried.
-type tally struct{ tried, valid int }
+var names = map[string][]string{"Gateway": gateways, "ListenerSet": listenerSets, "GatewayClass": {"theirs", "second"}, "Service": services, "EndpointSlice": services, "Secret": secrets, "ConfigMap": configMaps, "EnvoyFleet": fleets}
 
 // next gives the next valid object, of any kind.
-func (g generator) next(c channel, all map[string][]map[string]any, n map[string]*tally) translate.Event {
+func (g generator) next(c channel, all map[string][]map[string]any, n tallies) translate.Event {
 	for {
 		kind := pick(g, kindDraw())
-		if c[kind] == nil {
+		d := c[kind]
+		if d == nil {
 			return event(kind, g.plain(kind), g.chance(3))
 		}
-		if n[kind] == nil {
-			n[kind] = &tally{}
+		t := n.of(kind)
+		t.tried++
+		o, spec, err := g.candidate(d, all[kind])
+		if bad := (unreadable{}); errors.As(err, &bad) && t.unreadable == nil {
+			t.unreadable = fmt.Errorf("an API server takes this %s, and it cannot be read: %w\n%s", kind, err, toYAML(spec))
 		}
-		n[kind].tried++
-		if o := g.candidate(c[kind], all[kind]); o != nil {
-			n[kind].valid++
-			return event(kind, o, g.chance(3))
+		if err != nil {
+			continue
 		}
+		schema := d.structural.Properties["spec"]
+		t.note(&schema, spec)
+		gone := g.chance(3)
+		if !gone {
+			t.applied++
+		}
+		return event(kind, o, gone)
 	}
 }
 
-// candidate makes one object of a kind with a CRD, nil where the API server would refuse it.
-func (g generator) candidate(d *definition, seeds []map[string]any) translate.Object {
+// candidate makes one object of a kind with a CRD, with the spec as it was before defaults were set; an error where the API server would refuse it.
+func (g generator) candidate(d *definition, seeds []map[string]any) (translate.Object, map[string]any, error) {
 	name := pick(g, []string{"r0", "r1", "r2", "r3"})
 	if from := names[d.kind]; from != nil {
 		name = pick(g, from)
@@ -327,13 +341,14 @@ func (g generator) candidate(d *definition, seeds []map[string]any) translate.Ob
 	if d.kind != "GatewayClass" {
 		metadata["namespace"] = pick(g, namespaces)
 	}
-	o, err := d.admit(map[string]any{"metadata": metadata, "spec": g.spec(d, seeds)})
+	spec := g.spec(d, seeds)
+	o, err := pick(g, d.versions).admit(map[string]any{"metadata": metadata, "spec": runtime.DeepCopyJSON(spec)})
 	if err != nil {
-		return nil
+		return nil, spec, err
 	}
 	o.SetGeneration(1)
 	o.SetCreationTimestamp(metav1.Unix(1_700_000_000+g.Int64N(3), 0))
-	return o
+	return o, spec, nil
 }
 
 // plain makes an object of a built-in kind.
