@@ -130,7 +130,7 @@ func parents(namespace string, refs []gatewayv1.ParentReference) []record.Parent
 		if p.Kind != nil {
 			parent.Kind = string(*p.Kind)
 		}
-		if p.Namespace != nil {
+		if parent.Local = p.Namespace == nil; !parent.Local {
 			parent.Namespace = string(*p.Namespace)
 		}
 		if p.SectionName != nil {

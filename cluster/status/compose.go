@@ -101,17 +101,7 @@ func listenerConditions(present []gatewayv1.ListenerStatus, name gatewayv1.Secti
 func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now metav1.Time, present gatewayv1.RouteStatus, ours func(controller gatewayv1.GatewayController) bool) gatewayv1.RouteStatus {
 	out := gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{}} // a route without parents has an empty list: API servers refuse null
 	for _, p := range s.Parents {
-		conditions := slices.Clone(p.Conditions)
-		if p.Attached {
-			c := converge(p.Fleet).condition(ConditionRouteProgrammed, s.Object.Generation)
-			if s.Pending != "" {
-				c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Pending", s.Pending
-				if s.Rejected {
-					c.Reason = "Rejected"
-				}
-			}
-			conditions = append(conditions, c)
-		}
+		conditions := append(slices.Clone(p.Conditions), routeProgrammed(s, p, converge)...)
 		entry := gatewayv1.RouteParentStatus{ParentRef: p.Ref, ControllerName: gatewayv1.GatewayController(p.Controller)}
 		entry.Conditions = merge(parentConditions(present, entry), conditions, now)
 		out.Parents = append(out.Parents, entry)
@@ -122,6 +112,27 @@ func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now 
 		}
 	}
 	return out
+}
+
+// routeProgrammed is the condition that tells whether the proxies of a parent run the route; none where it is not attached. The API has no word for a route
+// that is accepted and yet served nowhere because another was there before it: so its own conditions stay True, as the conformance suite wants them, and this one is False.
+func routeProgrammed(s assemble.RouteStatus, p assemble.ParentStatus, converge func(fleet string) Convergence) []metav1.Condition {
+	if !p.Attached && p.Overruled == "" {
+		return nil
+	}
+	c := metav1.Condition{Type: ConditionRouteProgrammed, Status: metav1.ConditionFalse, Reason: "Overruled", Message: p.Overruled, ObservedGeneration: s.Object.Generation}
+	switch {
+	case s.Rejected:
+		c.Reason, c.Message = "Rejected", s.Pending
+	case s.Pending != "":
+		c.Reason, c.Message = "Pending", s.Pending
+	case p.Attached:
+		c = converge(p.Fleet).condition(c.Type, c.ObservedGeneration)
+		if p.Overruled != "" {
+			c.Message += "; " + p.Overruled
+		}
+	}
+	return []metav1.Condition{c}
 }
 
 // maxAncestors is the API's own limit.

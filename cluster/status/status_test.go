@@ -364,3 +364,29 @@ func TestGatewayWithoutAServableListenerIsInvalidWhateverProxiesSay(t *testing.T
 		t.Errorf("%+v", c)
 	}
 }
+
+// TestOverruledIsNotProgrammed: a route that is accepted and that no proxy runs, because another route is served in its place, says so whatever proxies ACKed.
+func TestOverruledIsNotProgrammed(t *testing.T) {
+	all := func(string) Convergence { return Convergence{Counted: 2, Acked: 2} }
+	ours := func(gatewayv1.GatewayController) bool { return true }
+	for _, c := range []struct {
+		name            string
+		parent          assemble.ParentStatus
+		pending         string
+		status          metav1.ConditionStatus
+		reason, message string
+	}{
+		{"everywhere", assemble.ParentStatus{Overruled: "r is served"}, "", "False", "Overruled", "r is served"},
+		{"in one of two places", assemble.ParentStatus{Fleet: "f", Attached: true, Overruled: "r is served"}, "", "True", "Programmed", "2 of 2 proxies; r is served"},
+		{"while its newest content is not live", assemble.ParentStatus{Overruled: "r is served"}, "a backend is not there", "False", "Pending", "a backend is not there"},
+	} {
+		s := assemble.RouteStatus{Object: record.Object{Generation: 4}, Pending: c.pending, Parents: []assemble.ParentStatus{c.parent}}
+		conditions := Route(s, all, metav1.Now(), gatewayv1.RouteStatus{}, ours).Parents[0].Conditions
+		if len(conditions) != 1 {
+			t.Fatalf("%s: %d conditions", c.name, len(conditions))
+		}
+		if got := conditions[0]; got.Type != ConditionRouteProgrammed || got.Status != c.status || got.Reason != c.reason || got.Message != c.message || got.ObservedGeneration != 4 {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+}

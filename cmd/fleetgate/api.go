@@ -7,20 +7,22 @@ const apiVersion = "fleetgate.io/v1alpha1"
 
 // view is what one replica answers to GET /v1/view: all that the list commands, status, wait and dev print.
 type view struct {
-	APIVersion string          `json:"apiVersion"`
-	Kind       string          `json:"kind"` // View
-	ClusterID  string          `json:"clusterID"`
-	Index      uint64          `json:"index"`
-	StateHash  string          `json:"stateHash"`
-	Leader     string          `json:"leader"` // "" = none: changes cannot be accepted
-	Notice     string          `json:"notice,omitempty"`
-	Replicas   []replicaView   `json:"replicas"`
-	Gateways   []gatewayView   `json:"gateways"`
-	Routes     []routeView     `json:"routes"`
-	Proxies    []xds.Report    `json:"proxies"`
-	Rows       []rowView       `json:"rows"`
-	Problems   []problemView   `json:"problems,omitempty"`
-	Clusters   []memberCluster `json:"clusters"`
+	APIVersion   string            `json:"apiVersion"`
+	Kind         string            `json:"kind"` // View
+	ClusterID    string            `json:"clusterID"`
+	Index        uint64            `json:"index"`
+	StateHash    string            `json:"stateHash"`
+	Leader       string            `json:"leader"` // "" = none: changes cannot be accepted
+	Notice       string            `json:"notice,omitempty"`
+	Replicas     []replicaView     `json:"replicas"`
+	Gateways     []gatewayView     `json:"gateways"`
+	ListenerSets []listenerSetView `json:"listenerSets"`
+	Routes       []routeView       `json:"routes"`
+	Policies     []policyView      `json:"policies"`
+	Proxies      []xds.Report      `json:"proxies"`
+	Rows         []rowView         `json:"rows"`
+	Problems     []problemView     `json:"problems,omitempty"`
+	Clusters     []memberCluster   `json:"clusters"`
 }
 
 type replicaView struct {
@@ -53,6 +55,31 @@ type gatewayView struct {
 	Listeners  []listenerView  `json:"listeners"`
 	Conditions []conditionView `json:"conditions"`
 	Where      string          `json:"where,omitempty"` // file:line
+}
+
+type listenerSetView struct {
+	Cluster    string          `json:"cluster"`
+	Namespace  string          `json:"namespace"`
+	Name       string          `json:"name"`
+	Gateway    string          `json:"gateway"` // namespace/name
+	Created    int64           `json:"created"` // Unix seconds
+	Generation int64           `json:"generation"`
+	Index      uint64          `json:"index"`
+	Listeners  []listenerView  `json:"listeners"`
+	Conditions []conditionView `json:"conditions"`
+	Where      string          `json:"where,omitempty"` // file:line
+}
+
+// policyView is a policy; what it comes to is said for each of its ancestors, the Gateways with routes to what it names.
+type policyView struct {
+	Cluster    string       `json:"cluster"`
+	Kind       string       `json:"kind"`
+	Namespace  string       `json:"namespace"`
+	Name       string       `json:"name"`
+	Created    int64        `json:"created"` // Unix seconds
+	Generation int64        `json:"generation"`
+	Ancestors  []parentView `json:"ancestors"`
+	Where      string       `json:"where,omitempty"` // file:line
 }
 
 type listenerView struct {

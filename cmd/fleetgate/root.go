@@ -33,7 +33,7 @@ func newRootCommand(t terminal) *cobra.Command {
 	root.AddCommand(
 		newDevCommand(t), newServeCommand(),
 		newStatusCommand(a), newWaitCommand(a), newHealthCommand(a),
-		newGatewayCommand(a), newRouteCommand(a), newProxyCommand(a), newReplicaCommand(a),
+		newGatewayCommand(a), newListenerSetCommand(a), newRouteCommand(a), newPolicyCommand(a), newProxyCommand(a), newReplicaCommand(a),
 		newTranslateCommand(t), newVersionCommand(t),
 	)
 	return root

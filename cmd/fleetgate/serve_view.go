@@ -18,7 +18,7 @@ import (
 func (r *replica) view() view {
 	index, hash := r.db.StateHash()
 	v := view{APIVersion: apiVersion, Kind: "View", ClusterID: r.db.ClusterID(), Index: index, StateHash: hash,
-		Replicas: []replicaView{}, Gateways: []gatewayView{}, Routes: []routeView{}, Rows: []rowView{}, Clusters: []memberCluster{}}
+		Replicas: []replicaView{}, Gateways: []gatewayView{}, ListenerSets: []listenerSetView{}, Routes: []routeView{}, Policies: []policyView{}, Rows: []rowView{}, Clusters: []memberCluster{}}
 	v.Proxies = r.acks.all()
 	if r.joined() {
 		v.Leader = r.leaderID()
@@ -37,6 +37,14 @@ func (r *replica) view() view {
 	for _, k := range routes {
 		if rt, ok := r.viewRoute(k); ok {
 			v.Routes = append(v.Routes, rt)
+		}
+	}
+	for _, k := range r.pipe.attached() {
+		if l, ok := r.viewListenerSet(k); ok {
+			v.ListenerSets = append(v.ListenerSets, l)
+		}
+		if p, ok := r.viewPolicy(k); ok {
+			v.Policies = append(v.Policies, p)
 		}
 	}
 	return v
@@ -123,7 +131,7 @@ func (r *replica) viewGateway(k record.Key) (gatewayView, bool) {
 	r.written(k.Cluster, s.Object, &st)
 	c := r.Converged(record.FleetName(k.Cluster, k.Namespace, k.Name), s.Index, k)
 	g := gatewayView{Cluster: k.Cluster, Namespace: k.Namespace, Name: k.Name, Class: s.Class, Addresses: []string{}, Programmed: "Unknown", Created: r.created(k.Cluster, "Gateway", k.Namespace, k.Name), Where: r.where(k.Cluster, s.Object),
-		Generation: s.Object.Generation, Index: s.Index, Proxies: c.Counted, Acked: c.Acked, Listeners: []listenerView{}, Conditions: viewConditions(st.Conditions)}
+		Generation: s.Object.Generation, Index: s.Index, Proxies: c.Counted, Acked: c.Acked, Conditions: viewConditions(st.Conditions)}
 	for _, a := range st.Addresses {
 		g.Addresses = append(g.Addresses, a.Value)
 	}
@@ -132,21 +140,56 @@ func (r *replica) viewGateway(k record.Key) (gatewayView, bool) {
 			g.Programmed, g.Reason, g.Message = string(cond.Status), cond.Reason, cond.Message
 		}
 	}
-	for i, l := range s.Listeners {
-		g.Listeners = append(g.Listeners, viewListener(s, i, l, st))
-	}
+	g.Listeners = viewListeners(s.Listeners, s.Facts, st.Listeners)
 	return g, true
 }
 
-func viewListener(s assemble.GatewayStatus, i int, l gatewayv1.ListenerStatus, st gatewayv1.GatewayStatus) listenerView {
-	out := listenerView{Name: string(l.Name), AttachedRoutes: l.AttachedRoutes, Conditions: []conditionView{}}
-	if i < len(s.ListenerPorts) && i < len(s.Protocols) && i < len(s.Hostnames) {
-		out.Port, out.Protocol, out.Hostname = s.ListenerPorts[i], s.Protocols[i], s.Hostnames[i]
+func (r *replica) viewListenerSet(k record.Key) (listenerSetView, bool) {
+	s, ok := r.pipe.ListenerSet(k)
+	if !ok {
+		return listenerSetView{}, false
 	}
-	for _, w := range st.Listeners {
-		if w.Name == l.Name {
-			out.Conditions = viewConditions(w.Conditions)
+	var st gatewayv1.ListenerSetStatus
+	r.written(k.Cluster, s.Object, &st)
+	return listenerSetView{Cluster: k.Cluster, Namespace: k.Namespace, Name: k.Name, Gateway: s.Gateway.Namespace + "/" + s.Gateway.Name, Created: r.created(k.Cluster, s.Object.Kind, k.Namespace, k.Name),
+		Generation: s.Object.Generation, Index: s.Index, Listeners: viewListeners(ofEntries(s.Listeners), s.Facts, ofEntries(st.Listeners)), Conditions: viewConditions(st.Conditions), Where: r.where(k.Cluster, s.Object)}, true
+}
+
+func (r *replica) viewPolicy(k record.Key) (policyView, bool) {
+	s, ok := r.pipe.Policy(k)
+	if !ok {
+		return policyView{}, false
+	}
+	var st gatewayv1.PolicyStatus
+	r.written(k.Cluster, s.Object, &st)
+	out := policyView{Cluster: k.Cluster, Kind: s.Object.Kind, Namespace: s.Object.Namespace, Name: s.Object.Name, Created: r.created(k.Cluster, s.Object.Kind, s.Object.Namespace, s.Object.Name),
+		Generation: s.Object.Generation, Ancestors: []parentView{}, Where: r.where(k.Cluster, s.Object)}
+	for _, a := range st.Ancestors {
+		out.Ancestors = append(out.Ancestors, parentView{Parent: refName(a.AncestorRef, s.Object.Namespace), Conditions: viewConditions(a.Conditions)})
+	}
+	return out, true
+}
+
+// ofEntries gives the listeners of a ListenerSet the shape of a Gateway's.
+func ofEntries(in []gatewayv1.ListenerEntryStatus) []gatewayv1.ListenerStatus {
+	out := make([]gatewayv1.ListenerStatus, len(in))
+	for i, l := range in {
+		out[i] = gatewayv1.ListenerStatus(l)
+	}
+	return out
+}
+
+// viewListeners shows listeners with their facts, in the same order, and with the conditions that written says.
+func viewListeners(listeners []gatewayv1.ListenerStatus, facts []assemble.ListenerFacts, written []gatewayv1.ListenerStatus) []listenerView {
+	out := []listenerView{}
+	for i, l := range listeners {
+		v := listenerView{Name: string(l.Name), Port: facts[i].Port, Protocol: facts[i].Protocol, Hostname: facts[i].Hostname, AttachedRoutes: l.AttachedRoutes, Conditions: []conditionView{}}
+		for _, w := range written {
+			if w.Name == l.Name {
+				v.Conditions = viewConditions(w.Conditions)
+			}
 		}
+		out = append(out, v)
 	}
 	return out
 }

@@ -70,17 +70,27 @@ func summarize(v view) statusReport {
 		if r.Gateways.add(g.Programmed == "True") {
 			find("Gateway %s/%s%s: %s: %s", g.Namespace, g.Name, inParentheses(g.Where), orNone(g.Reason), g.Message)
 		}
-		for _, l := range g.Listeners {
-			if bad := firstBad(l.Conditions); bad != nil {
-				find("Gateway %s/%s%s: listener %s: %s: %s", g.Namespace, g.Name, inParentheses(g.Where), l.Name, bad.Reason, bad.Message)
-			}
+		findListeners(find, fmt.Sprintf("Gateway %s/%s%s", g.Namespace, g.Name, inParentheses(g.Where)), g.Listeners)
+	}
+	for _, l := range v.ListenerSets {
+		what := fmt.Sprintf("ListenerSet %s/%s%s", l.Namespace, l.Name, inParentheses(l.Where))
+		if bad := firstBad(l.Conditions); bad != nil {
+			find("%s: %s: %s", what, bad.Reason, bad.Message)
 		}
+		findListeners(find, what, l.Listeners)
 	}
 	for _, route := range v.Routes {
 		for _, p := range route.Parents {
 			bad := firstBad(p.Conditions)
 			if r.Routes.add(bad == nil) {
 				find("%s %s/%s%s at %s: %s: %s", route.Kind, route.Namespace, route.Name, inParentheses(route.Where), p.Parent, bad.Reason, bad.Message)
+			}
+		}
+	}
+	for _, p := range v.Policies {
+		for _, a := range p.Ancestors {
+			if bad := firstBad(a.Conditions); bad != nil {
+				find("%s %s/%s%s at %s: %s: %s", p.Kind, p.Namespace, p.Name, inParentheses(p.Where), a.Parent, bad.Reason, bad.Message)
 			}
 		}
 	}
@@ -100,6 +110,14 @@ func summarize(v view) statusReport {
 	}
 	r.Healthy = len(r.Findings) == 0
 	return r
+}
+
+func findListeners(find func(format string, args ...any), what string, listeners []listenerView) {
+	for _, l := range listeners {
+		if bad := firstBad(l.Conditions); bad != nil {
+			find("%s: listener %s: %s: %s", what, l.Name, bad.Reason, bad.Message)
+		}
+	}
 }
 
 // inParentheses is " (s)", or nothing.

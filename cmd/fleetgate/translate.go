@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoregistry"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fleetgate/fleetgate/cluster/member"
 	"github.com/fleetgate/fleetgate/translate"
@@ -26,13 +25,15 @@ import (
 
 // translation is what `fleetgate translate` prints: what manifests become, and what status would say of them.
 type translation struct {
-	APIVersion string              `json:"apiVersion"`
-	Kind       string              `json:"kind"` // Translation
-	Problems   []problemView       `json:"problems"`
-	Classes    []translatedClass   `json:"classes"`
-	Gateways   []translatedGateway `json:"gateways"`
-	Routes     []translatedRoute   `json:"routes"`
-	Fleets     []translatedFleet   `json:"fleets"`
+	APIVersion   string                  `json:"apiVersion"`
+	Kind         string                  `json:"kind"` // Translation
+	Problems     []problemView           `json:"problems"`
+	Classes      []translatedClass       `json:"classes"`
+	Gateways     []translatedGateway     `json:"gateways"`
+	ListenerSets []translatedListenerSet `json:"listenerSets"`
+	Routes       []translatedRoute       `json:"routes"`
+	Policies     []translatedPolicy      `json:"policies"`
+	Fleets       []translatedFleet       `json:"fleets"`
 }
 
 type translatedClass struct {
@@ -45,6 +46,22 @@ type translatedGateway struct {
 	Name       string          `json:"name"`
 	Conditions []conditionView `json:"conditions"`
 	Listeners  []listenerView  `json:"listeners"`
+}
+
+type translatedListenerSet struct {
+	Namespace  string          `json:"namespace"`
+	Name       string          `json:"name"`
+	Gateway    string          `json:"gateway"` // namespace/name
+	Conditions []conditionView `json:"conditions"`
+	Listeners  []listenerView  `json:"listeners"`
+}
+
+type translatedPolicy struct {
+	Kind       string          `json:"kind"`
+	Namespace  string          `json:"namespace"`
+	Name       string          `json:"name"`
+	Ancestors  []string        `json:"ancestors"`  // namespace/name of the Gateways with routes to what it names
+	Conditions []conditionView `json:"conditions"` // the same for each
 }
 
 type translatedRoute struct {
@@ -170,36 +187,52 @@ func translateManifests(files map[string][]byte, controllers []string, listen st
 
 // statuses reads what status would say.
 func (t *translation) statuses(state *assemble.State, objects []member.Object) {
-	t.Classes, t.Gateways, t.Routes = []translatedClass{}, []translatedGateway{}, []translatedRoute{}
+	t.Classes, t.Gateways, t.ListenerSets = []translatedClass{}, []translatedGateway{}, []translatedListenerSet{}
+	t.Routes, t.Policies = []translatedRoute{}, []translatedPolicy{}
 	for _, o := range objects {
 		if o.GetObjectKind().GroupVersionKind().Kind != "GatewayClass" {
 			continue
 		}
 		if s, ok := state.ClassStatus(record.Key{Cluster: devCluster, Kind: record.KindClass, Name: o.GetName()}); ok {
-			t.Classes = append(t.Classes, translatedClass{Name: o.GetName(), Conditions: toConditions(s.Conditions)})
+			t.Classes = append(t.Classes, translatedClass{Name: o.GetName(), Conditions: viewConditions(s.Conditions)})
 		}
 	}
 	for _, k := range state.Gateways() {
 		s, _ := state.GatewayStatus(k)
-		g := translatedGateway{Namespace: k.Namespace, Name: k.Name, Conditions: toConditions(s.Conditions), Listeners: []listenerView{}}
-		for i, l := range s.Listeners {
-			v := listenerView{Name: string(l.Name), AttachedRoutes: l.AttachedRoutes, Conditions: toConditions(l.Conditions)}
-			if i < len(s.ListenerPorts) && i < len(s.Protocols) && i < len(s.Hostnames) {
-				v.Port, v.Protocol, v.Hostname = s.ListenerPorts[i], s.Protocols[i], s.Hostnames[i]
-			}
-			g.Listeners = append(g.Listeners, v)
-		}
-		t.Gateways = append(t.Gateways, g)
+		t.Gateways = append(t.Gateways, translatedGateway{Namespace: k.Namespace, Name: k.Name, Conditions: viewConditions(s.Conditions), Listeners: viewListeners(s.Listeners, s.Facts, s.Listeners)})
+	}
+	for _, k := range state.ListenerSets() {
+		s, _ := state.ListenerSetStatus(k)
+		all := ofEntries(s.Listeners)
+		t.ListenerSets = append(t.ListenerSets, translatedListenerSet{Namespace: k.Namespace, Name: k.Name, Gateway: s.Gateway.Namespace + "/" + s.Gateway.Name,
+			Conditions: viewConditions(s.Conditions), Listeners: viewListeners(all, s.Facts, all)})
 	}
 	for _, k := range state.Routes() {
 		s, _ := state.RouteStatus(k)
 		kind, name, _ := strings.Cut(k.Name, "/")
 		r := translatedRoute{Kind: kind, Namespace: k.Namespace, Name: name, Parents: []parentView{}, MissingParents: s.MissingParents}
 		for _, p := range s.Parents {
-			r.Parents = append(r.Parents, parentView{Parent: parentName(p, k.Namespace), Conditions: toConditions(p.Conditions)})
+			r.Parents = append(r.Parents, parentView{Parent: parentName(p, k.Namespace), Conditions: parentConditions(p, s.Object.Generation)})
 		}
 		t.Routes = append(t.Routes, r)
 	}
+	for _, k := range state.Policies() {
+		s, _ := state.PolicyStatus(k)
+		p := translatedPolicy{Kind: s.Object.Kind, Namespace: s.Object.Namespace, Name: s.Object.Name, Ancestors: []string{}, Conditions: viewConditions(s.Conditions)}
+		for _, a := range s.Ancestors {
+			p.Ancestors = append(p.Ancestors, a.Gateway.Namespace+"/"+a.Gateway.Name)
+		}
+		t.Policies = append(t.Policies, p)
+	}
+}
+
+// parentConditions are those of a parent, and that no proxy would run the route where another is served in its place.
+func parentConditions(p assemble.ParentStatus, generation int64) []conditionView {
+	out := viewConditions(p.Conditions)
+	if p.Overruled != "" && !p.Attached {
+		out = append(out, conditionView{Type: conditionProgrammed, Status: "False", Reason: "Overruled", Message: p.Overruled, ObservedGeneration: generation})
+	}
+	return out
 }
 
 func parentName(p assemble.ParentStatus, namespace string) string {
@@ -212,14 +245,6 @@ func parentName(p assemble.ParentStatus, namespace string) string {
 	}
 	if p.Ref.Port != nil {
 		out += fmt.Sprintf(":%d", *p.Ref.Port)
-	}
-	return out
-}
-
-func toConditions(list []metav1.Condition) []conditionView {
-	out := []conditionView{}
-	for _, c := range list {
-		out = append(out, conditionView{Type: c.Type, Status: string(c.Status), Reason: c.Reason, Message: c.Message, ObservedGeneration: c.ObservedGeneration})
 	}
 	return out
 }
@@ -260,22 +285,39 @@ func readable(url string, b []byte) (json.RawMessage, error) {
 // bad tells whether a person has to look at something.
 func (t *translation) bad() bool {
 	bad := len(t.Problems) > 0
-	for _, c := range t.Classes {
-		bad = bad || firstBad(c.Conditions) != nil
-	}
-	for _, g := range t.Gateways {
-		bad = bad || firstBad(g.Conditions) != nil
-		for _, l := range g.Listeners {
-			bad = bad || firstBad(l.Conditions) != nil
-		}
-	}
+	t.each(func(_, _ string, conditions []conditionView) { bad = bad || firstBad(conditions) != nil })
 	for _, r := range t.Routes {
 		bad = bad || len(r.MissingParents) > 0
-		for _, p := range r.Parents {
-			bad = bad || firstBad(p.Conditions) != nil
-		}
 	}
 	return bad
+}
+
+// each visits all conditions by the object and the part of it that they speak of.
+func (t *translation) each(do func(object, part string, conditions []conditionView)) {
+	listeners := func(object string, all []listenerView) {
+		for _, l := range all {
+			do(object, "listener "+l.Name, l.Conditions)
+		}
+	}
+	for _, c := range t.Classes {
+		do("GatewayClass "+c.Name, "", c.Conditions)
+	}
+	for _, g := range t.Gateways {
+		do("Gateway "+g.Namespace+"/"+g.Name, "", g.Conditions)
+		listeners("Gateway "+g.Namespace+"/"+g.Name, g.Listeners)
+	}
+	for _, l := range t.ListenerSets {
+		do("ListenerSet "+l.Namespace+"/"+l.Name, "", l.Conditions)
+		listeners("ListenerSet "+l.Namespace+"/"+l.Name, l.Listeners)
+	}
+	for _, r := range t.Routes {
+		for _, p := range r.Parents {
+			do(r.Kind+" "+r.Namespace+"/"+r.Name, "parent "+p.Parent, p.Conditions)
+		}
+	}
+	for _, p := range t.Policies {
+		do(p.Kind+" "+p.Namespace+"/"+p.Name, "", p.Conditions)
+	}
 }
 
 // table has a line for every condition that is as it should not be, and one for each object where all are well.
@@ -288,21 +330,10 @@ func (t *translation) table() *table {
 		}
 		out.add([]string{object, part, "all", "fine", "", ""})
 	}
-	for _, c := range t.Classes {
-		add("GatewayClass "+c.Name, "", c.Conditions)
-	}
-	for _, g := range t.Gateways {
-		add("Gateway "+g.Namespace+"/"+g.Name, "", g.Conditions)
-		for _, l := range g.Listeners {
-			add("Gateway "+g.Namespace+"/"+g.Name, "listener "+l.Name, l.Conditions)
-		}
-	}
+	t.each(add)
 	for _, r := range t.Routes {
-		for _, p := range r.Parents {
-			add(r.Kind+" "+r.Namespace+"/"+r.Name, "parent "+p.Parent, p.Conditions)
-		}
 		for _, m := range r.MissingParents {
-			out.add([]string{r.Kind + " " + r.Namespace + "/" + r.Name, "parent " + m, "", "", "missing", "there is no such Gateway here: correct the name or add its manifest"})
+			out.add([]string{r.Kind + " " + r.Namespace + "/" + r.Name, "parent " + m, "", "", "missing", "there is no such Gateway or ListenerSet here: correct the name or add its manifest"})
 		}
 	}
 	return out

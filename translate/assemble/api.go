@@ -86,12 +86,15 @@ type GatewayStatus struct {
 	Listeners  []gatewayv1.ListenerStatus
 	// AttachedListenerSets counts the ListenerSets that are accepted.
 	AttachedListenerSets int32
-	Requested            []string // addresses that it asks for
-	Ports                []int32
-	// Listener facts for a view, in the order of Listeners; Ports above are those of ListenerSets too.
-	Hostnames     []string
-	Protocols     []string
-	ListenerPorts []int32
+	Requested            []string        // addresses that it asks for
+	Ports                []int32         // that are served, those of ListenerSets too
+	Facts                []ListenerFacts // in the order of Listeners
+}
+
+// ListenerFacts are what a view shows of a listener beside its status.
+type ListenerFacts struct {
+	Port               int32
+	Protocol, Hostname string // Hostname "" = any
 }
 
 // ListenerSetStatus is what committed records say of a ListenerSet whose Gateway is ours; Programmed is added as to a Gateway's.
@@ -104,6 +107,7 @@ type ListenerSetStatus struct {
 	Pending    string // why the newest content is not live, "" = it is
 	Conditions []metav1.Condition
 	Listeners  []gatewayv1.ListenerEntryStatus
+	Facts      []ListenerFacts // in the order of Listeners
 }
 
 // RouteStatus is what committed records say of a route.
@@ -130,7 +134,8 @@ type ClassStatus struct {
 type ParentStatus struct {
 	Ref        gatewayv1.ParentReference
 	Controller string
-	Fleet      string // "" where it did not attach
-	Attached   bool
+	Fleet      string             // "" where it did not attach
+	Attached   bool               // it got the route into the fleet's configuration
+	Overruled  string             // which routes are served in this one's place, "" = none: of TCPRoutes on one listener the oldest is, and all are accepted
 	Conditions []metav1.Condition // Accepted, ResolvedRefs (fleetgate.io/Programmed is the status writer's)
 }

@@ -16,6 +16,7 @@ type outcome struct {
 	parent  int // index in Route.Parents
 	reason  gatewayv1.RouteConditionReason
 	message string
+	taken   []*listener // that it attaches to, served or not
 }
 
 // binding says that a listener serves a route for a domain.
@@ -50,7 +51,7 @@ func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) 
 		if reason == gatewayv1.RouteReasonAccepted && refused != nil {
 			reason, message = gatewayv1.RouteConditionReason(refused.Reason), refused.Message
 		}
-		a.outcomes = append(a.outcomes, outcome{i, reason, message})
+		a.outcomes = append(a.outcomes, outcome{i, reason, message, taken})
 		for _, l := range taken {
 			bound[l.index] = true
 			counted[l.index] = counted[l.index] || refused == nil
@@ -65,6 +66,11 @@ func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) 
 		}
 	}
 	return a
+}
+
+// bindingsOf are those that a parentRef brought.
+func (a *attachment) bindingsOf(o outcome) []binding {
+	return filter(a.bindings, func(b binding) bool { return slices.Contains(o.taken, b.listener) })
 }
 
 // matchParent narrows the listeners of a Gateway (set nil) or of its ListenerSet down to those that a parentRef attaches to, or gives the reason of the

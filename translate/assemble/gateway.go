@@ -306,9 +306,10 @@ func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) 
 	return envoy.HTTPSChain(l.id, names, l.Secrets, g.clients[l.Port].downstream(), hcm)
 }
 
-// place puts a route into the configurations that its bindings name and takes it out of the others. It gives the backends whose use by the Gateway changed.
-func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched []record.Key) {
-	touched = g.placeStreams(k, s, bindings)
+// place puts a route into the configurations that its bindings name and takes it out of the others. It gives the backends whose use by the Gateway changed,
+// and the routes of which another is served now.
+func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched, passed []record.Key) {
+	touched, passed = g.placeStreams(k, s, bindings)
 	by := map[*config][]binding{}
 	for _, b := range bindings {
 		by[b.config] = append(by[b.config], b)
@@ -320,7 +321,7 @@ func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched []
 		}
 		touched = append(touched, c.set(k, use, by[c])...)
 	}
-	return touched
+	return touched, passed
 }
 
 // uses tells whether something of the Gateway is made of a backend.

@@ -42,7 +42,7 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 			out.MissingParents = append(out.MissingParents, name)
 		}
 		if a, o := r.outcome(i); a != nil && s.fleets[a.gateway.key] != nil {
-			out.Parents = append(out.Parents, parentStatus(s.withBackends(route, newest), o, a.gateway, len(a.bindings) > 0))
+			out.Parents = append(out.Parents, parentStatus(k, s.withBackends(route, newest), o, a))
 		}
 	}
 	return out, true

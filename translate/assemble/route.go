@@ -123,7 +123,10 @@ func (s *State) reattach(k record.Key, g *gateway, old, next *routeState, use *s
 		next.shown[g.key] = shown
 	}
 	w.fleet(g.key)
-	touched := g.place(k, use, bindings)
+	touched, passed := g.place(k, use, bindings)
+	for _, r := range passed {
+		w.status[r] = struct{}{}
+	}
 	s.markPolicies(touched, w)
 	for _, b := range touched {
 		w.backend(g.key, b)

@@ -61,9 +61,7 @@ func gatewayStatus(g *gateway) GatewayStatus {
 			continue
 		}
 		out.Listeners = append(out.Listeners, listenerStatus(l, g.counts[i], g.record.Object.Generation))
-		out.Hostnames = append(out.Hostnames, l.hostname)
-		out.Protocols = append(out.Protocols, l.Protocol)
-		out.ListenerPorts = append(out.ListenerPorts, l.Port)
+		out.Facts = append(out.Facts, l.facts())
 	}
 	slices.Sort(out.Ports)
 	accepted := gatewayAccepted(g)
@@ -168,8 +166,13 @@ func listenerSetStatus(g *gateway, set *listenerSet) ListenerSetStatus {
 	}
 	for _, l := range g.of(set) {
 		out.Listeners = append(out.Listeners, gatewayv1.ListenerEntryStatus(listenerStatus(l, g.counts[l.index], set.record.Object.Generation)))
+		out.Facts = append(out.Facts, l.facts())
 	}
 	return out
+}
+
+func (l *listener) facts() ListenerFacts {
+	return ListenerFacts{Port: l.Port, Protocol: l.Protocol, Hostname: l.hostname}
 }
 
 func listenerStatus(l *listener, attached int32, generation int64) gatewayv1.ListenerStatus {
@@ -308,10 +311,15 @@ func routeConditions(r *record.Route, o outcome) []metav1.Condition {
 	return append(out, others(r.Problems, generation, string(gatewayv1.RouteConditionAccepted), resolved.Type, string(gatewayv1.RouteConditionPartiallyInvalid))...)
 }
 
-// reference writes a parentRef as the user's, with the defaults filled in.
+// reference writes a parentRef as it stands in the spec, where group and kind have their defaults from the CRD: a parents entry belongs to the parentRef
+// that it equals (RouteParentStatus.parentRef), and who looks for it compares the namespace too.
 func reference(p record.Parent) gatewayv1.ParentReference {
-	group, kind, namespace := gatewayv1.Group(p.Group), gatewayv1.Kind(p.Kind), gatewayv1.Namespace(p.Namespace)
-	out := gatewayv1.ParentReference{Group: &group, Kind: &kind, Namespace: &namespace, Name: gatewayv1.ObjectName(p.Name)}
+	group, kind := gatewayv1.Group(p.Group), gatewayv1.Kind(p.Kind)
+	out := gatewayv1.ParentReference{Group: &group, Kind: &kind, Name: gatewayv1.ObjectName(p.Name)}
+	if !p.Local {
+		namespace := gatewayv1.Namespace(p.Namespace)
+		out.Namespace = &namespace
+	}
 	if p.SectionName != "" {
 		section := gatewayv1.SectionName(p.SectionName)
 		out.SectionName = &section
@@ -323,11 +331,16 @@ func reference(p record.Parent) gatewayv1.ParentReference {
 	return out
 }
 
-// parentStatus is the entry of one parentRef; attached tells whether it got the route into the fleet's configuration.
-func parentStatus(r *record.Route, o outcome, g *gateway, attached bool) ParentStatus {
-	out := ParentStatus{Ref: reference(r.Parents[o.parent]), Controller: g.class, Conditions: routeConditions(r, o)}
-	if attached && o.reason == gatewayv1.RouteReasonAccepted {
-		out.Fleet, out.Attached = g.fleet, true
+// parentStatus is the entry of one parentRef.
+func parentStatus(k record.Key, r *record.Route, o outcome, a *attachment) ParentStatus {
+	out := ParentStatus{Ref: reference(r.Parents[o.parent]), Controller: a.gateway.class, Conditions: routeConditions(r, o)}
+	bindings := a.bindingsOf(o)
+	if len(bindings) == 0 || o.reason != gatewayv1.RouteReasonAccepted {
+		return out
+	}
+	var everywhere bool
+	if out.Overruled, everywhere = a.gateway.overruled(k, bindings); !everywhere {
+		out.Fleet, out.Attached = a.gateway.fleet, true
 	}
 	return out
 }

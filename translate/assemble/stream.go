@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -31,17 +32,21 @@ type contender struct {
 // baseStream gives the stream that a listener always has, routes or not: what no route takes is closed there.
 func (g *gateway) baseStream(l *listener) *stream { return g.stream(l, domain(l.hostname)) }
 
-// stream gives the stream of a listener for a domain, a new one where there is none.
-func (g *gateway) stream(l *listener, domain string) *stream {
+// streamName names the stream of a listener for a domain.
+func (g *gateway) streamName(l *listener, domain string) string {
 	name := portName(g.fleet, l.Port)
 	switch l.Protocol {
 	case protocolUDP:
-		name += udpSuffix
+		return name + udpSuffix
 	case protocolTCP:
-		name += "/stream"
-	default:
-		name += "/" + l.id + "/" + domain
+		return name + "/stream"
 	}
+	return name + "/" + l.id + "/" + domain
+}
+
+// stream gives the stream of a listener for a domain, a new one where there is none.
+func (g *gateway) stream(l *listener, domain string) *stream {
+	name := g.streamName(l, domain)
 	st := g.streams[name]
 	if st == nil {
 		st = &stream{name: name, listener: l, domain: domain, routes: map[record.Key]contender{}}
@@ -51,13 +56,16 @@ func (g *gateway) stream(l *listener, domain string) *stream {
 	return st
 }
 
-// placeStreams puts a route into the streams that its bindings name, and takes it out of the others. It gives the backends whose use may have changed.
-func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) (touched []record.Key) {
+// placeStreams puts a route into the streams that its bindings name, and takes it out of the others. It gives the backends whose use may have changed, and
+// the routes of which another is served now.
+func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) (touched, passed []record.Key) {
+	before := map[*stream]record.Key{}
 	for name, st := range g.streams {
 		old, was := st.routes[k]
 		if !was {
 			continue
 		}
+		before[st] = st.serves()
 		touched = append(touched, old.backends()...)
 		delete(st.routes, k)
 		g.streamsDirty = true
@@ -67,12 +75,76 @@ func (g *gateway) placeStreams(k record.Key, s *served, bindings []binding) (tou
 	}
 	for _, b := range bindings {
 		if s != nil && b.config == nil {
-			g.stream(b.listener, b.domain).routes[k] = contender{s, b.original}
+			st := g.stream(b.listener, b.domain)
+			if _, known := before[st]; !known {
+				before[st] = st.serves()
+			}
+			st.routes[k] = contender{s, b.original}
 			g.streamsDirty = true
 			touched = append(touched, s.backends()...)
 		}
 	}
-	return touched
+	for st, was := range before {
+		if st.serves() != was {
+			passed = slices.AppendSeq(passed, maps.Keys(st.routes))
+		}
+	}
+	return touched, passed
+}
+
+// serves is the record of the route that is served, the zero key where none is.
+func (st *stream) serves() record.Key {
+	if w := st.winner(); w != nil {
+		return w.key
+	}
+	return record.Key{}
+}
+
+// tellOverruled is how many of the places where another route is served are named.
+const tellOverruled = 5
+
+// overruled says which route is served in place of one where it is bound, and whether that is so wherever it is bound.
+func (g *gateway) overruled(k record.Key, bindings []binding) (by string, everywhere bool) {
+	var told []string
+	lost := 0
+	for _, b := range bindings {
+		w := g.overruler(k, b)
+		if w == nil {
+			continue
+		}
+		if lost++; lost <= tellOverruled {
+			o := w.route.Object
+			told = append(told, fmt.Sprintf("%s %s/%s at %s", o.Kind, o.Namespace, o.Name, b.place()))
+		}
+	}
+	if lost == 0 {
+		return "", false
+	}
+	if more := lost - len(told); more > 0 {
+		told = append(told, fmt.Sprintf("others at %d more places", more))
+	}
+	return "another route comes before this one: " + strings.Join(told, ", ") + "; delete that route, or attach this one elsewhere", lost == len(bindings)
+}
+
+// overruler is the route that has the stream of a binding before another route, nil = none.
+func (g *gateway) overruler(k record.Key, b binding) *served {
+	if b.config != nil {
+		return nil
+	}
+	if st := g.streams[g.streamName(b.listener, b.domain)]; st != nil {
+		if w := st.winner(); w != nil && w.key != k {
+			return w
+		}
+	}
+	return nil
+}
+
+// place names where a binding is, for a person.
+func (b binding) place() string {
+	if b.listener.tls() && b.domain != "*" {
+		return fmt.Sprintf("listener %q for server name %s", b.listener.Name, b.domain)
+	}
+	return fmt.Sprintf("listener %q", b.listener.Name)
 }
 
 // refreshStreams notes that a route was written again as it was.

@@ -181,6 +181,8 @@ type Parent struct {
 	Group, Kind, Namespace, Name string
 	SectionName                  string
 	Port                         int32 // 0 = any
+	// Local says that the parentRef names no namespace: Namespace is the referrer's own. A status repeats a parentRef as it was written.
+	Local bool `json:",omitempty"`
 }
 
 // Rule is one rule; Name is the rule's optional name.
