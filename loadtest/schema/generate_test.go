@@ -90,7 +90,7 @@ var named = []struct {
 	{regexp.MustCompile(`/group$`), []string{"", "", "", "", "gateway.networking.k8s.io", "gateway.networking.x-k8s.io", "example.org"}},
 	{regexp.MustCompile(`gatewayClassName$`), classes},
 	{regexp.MustCompile(`controllerName$`), []string{controller, controller, "example.org/controller"}},
-	{regexp.MustCompile(`parentRefs?/sectionName$`), []string{"one", "one", "two", "three"}},
+	{regexp.MustCompile(`parentRefs?/sectionName$`), []string{"one", "one", "two", "two", "three", "four.five", "six"}},
 	{regexp.MustCompile(`(sectionName|listeners/name|rules/name)$`), listeners},
 	{regexp.MustCompile(`listeners/protocol$`), []string{"HTTP", "HTTP", "HTTPS", "HTTPS", "TLS", "TCP", "UDP", "example.org/ODD"}},
 	{regexp.MustCompile(`[hH]ostnames?$`), hosts},

@@ -110,6 +110,9 @@ var seeds = sync.OnceValues(func() (map[string][]map[string]any, error) {
 		}
 		out["Gateway"] = append(out["Gateway"], slices.Repeat([]map[string]any{spec}, written/2)...) // half of all Gateways have a listener of each protocol
 	}
+	for _, log := range []map[string]any{{"type": "Text", "format": formats[0]}, {"type": "JSON", "fields": map[string]any{"app": formats[0]}}, {"type": "OTLP", "collector": "collector.example:4317", "fields": map[string]any{"team": formats[0]}}} {
+		out["EnvoyFleet"] = append(out["EnvoyFleet"], slices.Repeat([]map[string]any{{"accessLog": log}}, 3)...)
+	}
 	return out, nil
 })
 
