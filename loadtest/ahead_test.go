@@ -52,10 +52,10 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: true}}]
 	row(t, "endpoints changed without a quorum -> served", "%v", took)
 }
 
-// ownerOf names the replica that owns a namespace, once every replica owns rows.
+// ownerOf names the replica that owns a namespace, once every replica owns rows and none is on its way to another.
 func (r *rig) ownerOf(namespace string) (owner string) {
 	r.t.Helper()
-	r.until("every replica owns rows", 30*time.Second, func() bool {
+	r.until("every replica owns rows, and keeps them", 30*time.Second, func() bool {
 		v, err := r.view()
 		if err != nil {
 			return false
@@ -64,6 +64,9 @@ func (r *rig) ownerOf(namespace string) (owner string) {
 		for _, row := range v.Rows {
 			from, _ := strconv.ParseUint(row.From, 16, 64)
 			to, _ := strconv.ParseUint(row.To, 16, 64)
+			if row.Next != "" {
+				return false
+			}
 			owners[row.Owner] = true
 			if shard.Contains(store.Row{From: from, To: to}, namespace) {
 				owner = row.Owner

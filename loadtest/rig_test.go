@@ -110,7 +110,7 @@ type view struct {
 		Connected bool   `json:"connected"`
 	} `json:"proxies"`
 	Rows []struct {
-		Cluster, From, To, Owner string
+		Cluster, From, To, Owner, Next string
 	} `json:"rows"`
 	Problems []struct{ File, Message string } `json:"problems"`
 }

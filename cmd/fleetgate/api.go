@@ -124,6 +124,7 @@ type rowView struct {
 	To      string `json:"to"`
 	Owner   string `json:"owner"`
 	Epoch   uint64 `json:"epoch"`
+	Next    string `json:"next,omitempty"` // who gets it when its owner has drained it
 }
 
 type memberCluster struct {

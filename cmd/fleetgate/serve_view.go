@@ -70,7 +70,7 @@ func (r *replica) viewGroup(v *view) {
 	}
 	_, rows := r.db.Table()
 	for _, row := range rows {
-		v.Rows = append(v.Rows, rowView{ID: row.ID, Cluster: row.Cluster, From: fmt.Sprintf("%016x", row.From), To: fmt.Sprintf("%016x", row.To), Owner: shard.ReplicaOf(row.Owner), Epoch: row.Epoch})
+		v.Rows = append(v.Rows, rowView{ID: row.ID, Cluster: row.Cluster, From: fmt.Sprintf("%016x", row.From), To: fmt.Sprintf("%016x", row.To), Owner: shard.ReplicaOf(row.Owner), Epoch: row.Epoch, Next: shard.ReplicaOf(row.Next)})
 	}
 	for _, c := range r.cfg.Clusters {
 		synced := r.manager != nil && r.joined() && r.manager.Synced(c.Name)
