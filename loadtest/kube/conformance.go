@@ -145,6 +145,7 @@ func (s suiteRun) cluster(ctx context.Context, progress io.Writer) (*rig.Rig, fu
 	if err == nil || !errors.Is(err, rig.ErrNone) {
 		return r, func() {}, err
 	}
+	s.Clusters = max(1, s.Clusters)
 	if r, err = start(ctx, s.Options, progress); err != nil {
 		return nil, nil, err
 	}
