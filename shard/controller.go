@@ -124,9 +124,10 @@ func (c *Controller) take() (events []translate.Event, dirty map[store.Key]bool,
 	return events, dirty, resync, c.synced, c.draining
 }
 
-// run works until ctx ends, the row is drained, or a proposal is fenced. It compiles while a proposal is on its way: without a quorum none comes back, and endpoints
-// are sent ahead all the same (D18).
-func (c *Controller) run(ctx context.Context) error {
+// run works until ctx ends or a proposal is fenced. It compiles while a proposal is on its way: without a quorum none comes back, and endpoints are sent ahead all the
+// same (D18). A row that is to move is drained when the last proposal is back: from then on it proposes nothing, but sends endpoints ahead until the table gives the row
+// to somebody, which without a quorum it does not.
+func (c *Controller) run(ctx context.Context, drained func()) error {
 	var sent proposal
 	again := false // sweep once more
 	timer := time.NewTimer(0)
@@ -134,7 +135,7 @@ func (c *Controller) run(ctx context.Context) error {
 	for {
 		events, dirty, resync, synced, draining := c.take()
 		if draining && sent.result == nil {
-			return nil
+			drained()
 		}
 		c.compile(events, dirty, resync)
 		again = again || len(events) > 0 && c.Held() != ""
@@ -144,9 +145,9 @@ func (c *Controller) run(ctx context.Context) error {
 			}
 			c.swept, again = true, false
 		}
-		if now := time.Now(); c.swept && !draining {
+		if now := time.Now(); c.swept {
 			c.outrun.tell(now, c.pending, c.known)
-			if sent.result == nil {
+			if sent.result == nil && !draining {
 				sent = c.send(ctx, c.batch(now))
 			}
 			timer.Reset(cmp.Or(c.outrun.next(now, c.pending), time.Hour))

@@ -33,7 +33,7 @@ type Manager struct {
 	mu      sync.Mutex
 	caches  map[string]*cache
 	running map[uint64]*running
-	drained map[uint64]uint64 // row -> epoch at which we stopped it
+	drained map[uint64]uint64 // row -> epoch at which we proposed the last for it
 	refs    map[store.Key][]store.Key
 
 	asking sync.Mutex // what is wanted is said in the order in which it came to be so
@@ -118,7 +118,7 @@ func (m *Manager) Synced(cluster string) bool {
 	return synced
 }
 
-// Drained lists rows that were asked to move and have stopped, with their epoch.
+// Drained lists rows that were asked to move and propose nothing any more, with their epoch.
 func (m *Manager) Drained() map[uint64]uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -214,7 +214,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 		}
 	}
 	for id, r := range mine {
-		if m.running[id] == nil && m.drained[id] != r.Epoch {
+		if m.running[id] == nil {
 			m.running[id] = m.start(ctx, r)
 		}
 	}
@@ -235,20 +235,18 @@ func (m *Manager) start(ctx context.Context, row store.Row) *running {
 		c.join(r.ctl)
 		defer c.leave(r.ctl)
 		defer func() { m.ask(r.ctl, r.ctl.asking.asked, nil) }()
-		err := r.ctl.run(cctx)
-		switch {
-		case err == nil:
-			m.mu.Lock()
-			m.drained[row.ID] = row.Epoch
-			if m.running[row.ID] == r {
-				delete(m.running, row.ID)
-			}
-			m.mu.Unlock()
-		case !errors.Is(err, context.Canceled):
+		if err := r.ctl.run(cctx, func() { m.drain(row) }); !errors.Is(err, context.Canceled) {
 			r.ctl.log.Info("stopped compiling a row", "why", err)
 		}
 	}()
 	return r
+}
+
+// drain notes that a row that is to move has its last proposal in the log.
+func (m *Manager) drain(row store.Row) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.drained[row.ID] = row.Epoch
 }
 
 func (m *Manager) stopAll() {

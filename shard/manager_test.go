@@ -1,0 +1,86 @@
+package shard
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/translate"
+	"github.com/fleetgate/fleetgate/translate/record"
+)
+
+// backend is a route to a Service with one endpoint at an address.
+func backend(address string) []translate.Event {
+	port := gatewayv1.PortNumber(80)
+	number, protocol := int32(8080), corev1.ProtocolTCP
+	ref := gatewayv1.HTTPBackendRef{BackendRef: gatewayv1.BackendRef{BackendObjectReference: gatewayv1.BackendObjectReference{Name: "s", Port: &port}}}
+	in := metav1.ObjectMeta{Namespace: "n", Name: "s"}
+	slice := in
+	slice.Labels = map[string]string{discoveryv1.LabelServiceName: "s"}
+	return []translate.Event{
+		{Kind: "Service", Namespace: "n", Name: "s", Object: &corev1.Service{ObjectMeta: in, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80, Protocol: protocol}}}}},
+		{Kind: "HTTPRoute", Namespace: "n", Name: "s", Object: &gatewayv1.HTTPRoute{ObjectMeta: in, Spec: gatewayv1.HTTPRouteSpec{
+			CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "g"}}}, Rules: []gatewayv1.HTTPRouteRule{{BackendRefs: []gatewayv1.HTTPBackendRef{ref}}}}}},
+		{Kind: "EndpointSlice", Namespace: "n", Name: "s", Object: &discoveryv1.EndpointSlice{ObjectMeta: slice, AddressType: discoveryv1.AddressTypeIPv4,
+			Ports: []discoveryv1.EndpointPort{{Port: &number, Protocol: &protocol}}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{address}}}}},
+	}
+}
+
+// TestDrainedRowTellsEndpointsAhead: who has drained a row proposes nothing more for it, but where the group has lost its quorum before the row got its next owner, nobody else
+// will tell proxies of pods that died (D18).
+func TestDrainedRowTellsEndpointsAhead(t *testing.T) {
+	s := newSingle(t)
+	events, cancel := s.db.Subscribe()
+	defer cancel()
+	told := make(chan Ahead, 100)
+	m := NewManager(Config{Session: "a@1", Store: s.db, Proposer: s, Logger: slog.New(slog.DiscardHandler),
+		Translate: translate.Config{ControllerNames: []string{"ours"}, Seal: func(plain, _ []byte) ([]byte, error) { return plain, nil }, Version: func([]byte) string { return "v" }},
+		Ahead: func(all []Ahead) {
+			for _, a := range all {
+				told <- a
+			}
+		}})
+	table := func(next string, epoch uint64) {
+		t.Helper()
+		version, _ := s.db.Table()
+		cmd := store.Command{Version: 1, Table: &store.TableCommand{Expect: version, Rows: []store.Row{{ID: 1, Cluster: "c", Owner: "a@1", Epoch: epoch, Next: next}}}}
+		if res, err := s.Propose(t.Context(), cmd); err != nil || res.Code != "" {
+			t.Fatalf("%v: %+v", err, res)
+		}
+	}
+	table("", 1)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); m.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	m.Observe("c", backend("10.0.0.1"), true)
+	key := store.Key{Cluster: "c", Namespace: "n", Kind: string(record.KindEndpoints), Name: "s/80/auto"}
+	for there := false; !there; {
+		e := <-events
+		for _, c := range e.Changes {
+			there = there || c.Key == key
+		}
+	}
+	table("b@1", 1)
+	for len(m.Drained()) == 0 {
+		m.Observe("c", nil, true) // wakes it: it may have been at its last proposal
+	}
+	before := s.db.Applied()
+	m.Observe("c", backend("10.0.0.2"), true)
+	if a := <-told; a.Key != key || a.Epoch != 1 || !strings.Contains(string(a.Payload), "10.0.0.2") {
+		t.Errorf("told %+v", a)
+	}
+	if now := s.db.Applied(); now != before {
+		t.Errorf("a drained row went on to propose: the log is at %d, was at %d", now, before)
+	}
+	if got := m.Drained(); got[1] != 1 {
+		t.Errorf("drained: %v", got)
+	}
+}
