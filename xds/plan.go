@@ -220,17 +220,26 @@ func (s *stream) mayUse(cluster uint32, now time.Time) bool {
 			return true
 		}
 		for _, it := range sub.held {
-			if it.opaque || it.uses.has(cluster) {
+			if it.opaque || s.uses(t, it, cluster) {
 				return true
 			}
 		}
 		for _, r := range sub.inflight {
-			if slices.ContainsFunc(r.items, func(it *item) bool { return it.uses.has(cluster) }) {
+			if slices.ContainsFunc(r.items, func(it *item) bool { return s.uses(t, it, cluster) }) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// uses tells whether what the client has of a resource refers to a cluster. Where those are the bytes of now, what counts is what is said of them now: a route goes on to name the
+// cluster of a backend that may not be used any more, and has to be answered with 500.
+func (s *stream) uses(t Type, it *item, cluster uint32) bool {
+	if now := s.fleet.tables[t].items[it.id]; now.exists() && now.version == it.version {
+		it = now
+	}
+	return it.uses.has(cluster)
 }
 
 // removeStrays removes what the client holds of an earlier stream and this replica has never heard of.

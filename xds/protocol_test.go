@@ -305,6 +305,25 @@ func TestGate(t *testing.T) {
 	p.expect(Cluster, "-a")
 }
 
+// TestClusterThatARouteOnlyNamesGoes: a route that names a cluster but may not use it any more (its backend's policy came later, and cannot be followed) is the same as before,
+// so nothing of it is sent; the cluster goes all the same, and Envoy answers 500.
+func TestClusterThatARouteOnlyNamesGoes(t *testing.T) {
+	s := plainServer(Config{Gate: true})
+	full(s)
+	p := openPipe(t, s)
+	p.ask(Cluster)
+	p.expect(Cluster, "a")
+	p.ask(Listener)
+	p.expect(Listener, "l")
+	p.ask(Route, "rc")
+	p.expect(Route, "rc")
+	put(s, 6, routeOf("rc", "1"), gone(Cluster, "a"))
+	p.expect(Cluster, "-a")
+	put(s, 7, routeOf("rc", "1", "a"), clusterOf("a", "2"))
+	p.expect(Cluster, "a")
+	p.silent()
+}
+
 // TestNackIsNarrowedToTheCulprit and the rest is ACKed on its own.
 func TestNackIsNarrowedToTheCulprit(t *testing.T) {
 	reports := make(chan Report, 1000)
