@@ -38,14 +38,29 @@ func (p *pipeline) takeAhead(all []shard.Ahead) {
 
 // serveAhead serves a payload of an endpoints record; the caller holds mu.
 func (p *pipeline) serveAhead(k store.Key, payload []byte) {
-	r, fleets, err := p.state.Ahead(shard.RecordKey(k), payload)
+	byFleet, err := p.state.Ahead(shard.RecordKey(k), func(of record.Key) ([]byte, bool) {
+		if shard.StoreKey(of) == k {
+			return payload, true
+		}
+		return p.aheadOf(of)
+	})
 	if err != nil {
 		p.log.Warn("endpoints are not served before they are committed", "err", err)
 		return
 	}
-	for _, f := range fleets {
-		p.server.Endpoints(f, []xds.Resource{toResource(r)})
+	for f, resources := range byFleet {
+		out := make([]xds.Resource, len(resources))
+		for i, r := range resources {
+			out[i] = toResource(r)
+		}
+		p.server.Endpoints(f, out)
 	}
+}
+
+// aheadOf gives what runs ahead of an endpoints record; the caller holds mu.
+func (p *pipeline) aheadOf(k record.Key) ([]byte, bool) {
+	a, ok := p.ahead[shard.StoreKey(k)]
+	return a.Payload, ok
 }
 
 // epoch is that of the row of a key.
@@ -82,15 +97,25 @@ func (p *pipeline) fence() {
 }
 
 // newest puts what runs ahead in the place of what is committed; the caller holds mu.
-func (p *pipeline) newest(r assemble.Resource) assemble.Resource {
+func (p *pipeline) newest(fleet string, r assemble.Resource) assemble.Resource {
 	if r.Type != assemble.TypeEndpoints || len(p.ahead) == 0 {
 		return r
 	}
 	for _, parts := range r.Parts {
 		for part := range parts {
 			k, err := assemble.ParsePart(part)
-			if a, ok := p.ahead[shard.StoreKey(k)]; err == nil && ok {
-				if ahead, _, err := p.state.Ahead(k, a.Payload); err == nil {
+			if err != nil {
+				continue
+			}
+			if _, ok := p.aheadOf(k); !ok {
+				continue
+			}
+			byFleet, err := p.state.Ahead(k, p.aheadOf)
+			if err != nil {
+				continue
+			}
+			for _, ahead := range byFleet[fleet] {
+				if ahead.Name == r.Name {
 					r.Bytes, r.Version = ahead.Bytes, ahead.Version
 				}
 			}

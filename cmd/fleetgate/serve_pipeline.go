@@ -171,7 +171,7 @@ func (p *pipeline) publish(index uint64, d assemble.Delta) {
 			delete(p.fleets, f.Fleet)
 		}
 		for _, r := range f.Resources {
-			if res, ok := p.resource(p.newest(r)); ok {
+			if res, ok := p.resource(p.newest(f.Fleet, r)); ok {
 				u.Resources = append(u.Resources, res)
 			}
 		}

@@ -212,22 +212,49 @@ func (s *State) backend(k record.Key, g *gateway) []Resource {
 	return out
 }
 
-// Ahead gives the resource that a payload of an endpoints record makes, and the fleets that use it now: for endpoints that run ahead of the log (D18). Nothing is kept of it.
-func (s *State) Ahead(k record.Key, payload []byte) (_ Resource, fleets []string, _ error) {
+// Ahead gives by fleet the endpoints that are made of a record, among other records where a stream is spread over several backends, with what runs ahead of the log (D18):
+// ahead gives the payload of a key's endpoints record, ok = false where the committed one counts. Nothing is kept of it.
+func (s *State) Ahead(k record.Key, ahead func(record.Key) (payload []byte, ok bool)) (map[string][]Resource, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	v, err := read[record.Endpoints](payload)
-	if err != nil {
-		return Resource{}, nil, fmt.Errorf("assemble: endpoints %s/%s ahead of the log: %w", k.Namespace, k.Name, err)
+	var failed error
+	of := func(k record.Key) (*record.Endpoints, string) {
+		e := s.entries[k]
+		payload, ok := ahead(k)
+		if !ok {
+			return committed(e)
+		}
+		v, err := read[record.Endpoints](payload)
+		if err != nil {
+			failed = fmt.Errorf("assemble: endpoints %s/%s ahead of the log: %w", k.Namespace, k.Name, err)
+			return committed(e)
+		}
+		return v, record.Hash(payload)
 	}
-	name, served := s.cluster(backendKey(k))
+	out := map[string][]Resource{}
+	backend := backendKey(k)
+	name, served := s.cluster(backend)
 	for _, f := range s.fleets {
-		if served && f.gateway.uses(backendKey(k)) {
-			fleets = append(fleets, f.name)
+		if v, hash := of(k); served && v != nil && f.gateway.routesTo(backend) {
+			out[f.name] = append(out[f.name], Resource{Type: TypeEndpoints, Name: name, Version: record.Hash(v.Bytes), Bytes: [][]byte{v.Bytes}, Parts: []map[string]string{{PartID(k): hash}}})
+		}
+		if f.gateway.streamBackends[backend] {
+			out[f.name] = append(out[f.name], f.gateway.streamsTo(backend, s, of)...)
 		}
 	}
-	slices.Sort(fleets)
-	return Resource{Type: TypeEndpoints, Name: name, Version: record.Hash(v.Bytes), Bytes: [][]byte{v.Bytes}, Parts: []map[string]string{{PartID(k): record.Hash(payload)}}}, fleets, nil
+	return out, failed
+}
+
+// endpointsOf reads an endpoints record, nil = there is none, with the hash of what it was read from.
+type endpointsOf func(record.Key) (*record.Endpoints, string)
+
+// committed is the endpointsOf of the log.
+func committed(e *entry) (*record.Endpoints, string) {
+	v := as[record.Endpoints](e)
+	if v == nil {
+		return nil, ""
+	}
+	return v, e.live.Hash
 }
 
 func (s *State) secret(k record.Key) (Resource, bool) {

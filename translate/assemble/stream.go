@@ -199,11 +199,35 @@ func (g *gateway) flushStreams(s *State) {
 	g.buildPorts(s.config)
 	for _, name := range slices.Sorted(maps.Keys(g.streams)) {
 		st := g.streams[name]
+		for _, b := range st.backends() {
+			g.streamBackends[b] = true
+		}
 		if r, err := st.cluster(g, s); err == nil { // what could fail was checked when the policy was compiled
-			g.streamResources = append(g.streamResources, r, st.endpoints(g, s))
+			g.streamResources = append(g.streamResources, r, st.endpoints(g, s, s.endpoints))
 		}
 	}
 }
+
+// streamsTo gives the endpoints of the streams that send to a backend, read in another way than from the log.
+func (g *gateway) streamsTo(backend record.Key, s *State, of endpointsOf) (out []Resource) {
+	for _, name := range slices.Sorted(maps.Keys(g.streams)) {
+		if st := g.streams[name]; slices.Contains(st.backends(), backend) {
+			out = append(out, st.endpoints(g, s, of))
+		}
+	}
+	return out
+}
+
+// backends are those that the stream sends to.
+func (st *stream) backends() []record.Key {
+	if winner := st.winner(); winner != nil {
+		return winner.backends()
+	}
+	return nil
+}
+
+// endpoints is the endpointsOf of the log.
+func (s *State) endpoints(k record.Key) (*record.Endpoints, string) { return committed(s.entries[k]) }
 
 // cluster is the stream's, and speaks TLS with those of the winner's backends whose policies say so, if TLS ended at the listener.
 func (st *stream) cluster(g *gateway, s *State) (Resource, error) {
@@ -235,17 +259,14 @@ func (st *stream) cluster(g *gateway, s *State) (Resource, error) {
 }
 
 // endpoints are those of the winner's backends, each a locality with its weight.
-func (st *stream) endpoints(g *gateway, s *State) Resource {
+func (st *stream) endpoints(g *gateway, s *State, of endpointsOf) Resource {
 	out := Resource{Type: TypeEndpoints, Name: st.name, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
 	var parts []envoy.StreamPart
 	if winner := st.winner(); winner != nil {
 		out.Index = max(out.Index, winner.index)
 		out.Parts[0][winner.part] = winner.live.form
-		for _, b := range winner.backends() {
-			g.streamBackends[b] = true
-		}
 		for _, share := range winner.shares() {
-			parts = addPart(parts, s.part(share, &out))
+			parts = addPart(parts, s.part(share, of, &out))
 		}
 	}
 	b := envoy.StreamAssignment(st.name, parts)
@@ -265,18 +286,21 @@ func (s *served) shares() []record.Share {
 }
 
 // part gives a share's endpoints, and notes in the resource what they were made of.
-func (s *State) part(share record.Share, out *Resource) envoy.StreamPart {
+func (s *State) part(share record.Share, of endpointsOf, out *Resource) envoy.StreamPart {
 	if share.Backend == nil {
 		return envoy.StreamPart{Name: "refused", Weight: share.Weight}
 	}
 	part := envoy.StreamPart{Name: record.ClusterName(*share.Backend), Weight: share.Weight}
-	e := s.entries[endpointsKey(*share.Backend)]
-	if _, there := s.cluster(*share.Backend); !there || as[record.Endpoints](e) == nil {
+	k := endpointsKey(*share.Backend)
+	v, hash := of(k)
+	if _, there := s.cluster(*share.Backend); !there || v == nil {
 		return part
 	}
-	part.Assignment = as[record.Endpoints](e).Bytes
-	out.Index = max(out.Index, e.live.Index)
-	out.Parts[0][PartID(e.key)] = e.live.Hash
+	part.Assignment = v.Bytes
+	if e := s.entries[k]; e != nil {
+		out.Index = max(out.Index, e.live.Index)
+	}
+	out.Parts[0][PartID(k)] = hash
 	return part
 }
 
