@@ -10,6 +10,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
+	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
@@ -74,7 +75,7 @@ func compileInfrastructure(v *view, g *gatewayFact) (*record.Infrastructure, []r
 		classErr = fmt.Errorf("GatewayClass %s: %w", g.spec.GatewayClassName, classErr)
 	}
 	if err = errors.Join(classErr, err); err == nil {
-		err = merged.Validate()
+		err = errors.Join(merged.Validate(), checkAccessLog(merged.AccessLog))
 	}
 	text, failed := json.Marshal(merged)
 	if err = errors.Join(err, failed); err != nil {
@@ -113,6 +114,17 @@ func plainMap[K, V ~string](in map[K]V) map[string]string {
 		out[string(k)] = string(v)
 	}
 	return out
+}
+
+// checkAccessLog refuses what Envoy would refuse, with every listener of the fleet.
+func checkAccessLog(l *v1alpha1.AccessLog) error {
+	if l == nil {
+		return nil
+	}
+	if err := (envoy.AccessLog{Format: value(l.Format), Fields: l.Fields}).Check(); err != nil {
+		return fmt.Errorf("spec.accessLog: %w", err)
+	}
+	return nil
 }
 
 func accessLog(l *v1alpha1.AccessLog) *record.AccessLog {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -119,20 +118,6 @@ func (l *AccessLog) validate() error {
 	}
 	if len(l.Fields) > 0 && (l.Type == AccessLogText || l.Type == AccessLogOff) {
 		return fmt.Errorf("spec.accessLog.fields are for types JSON and OTLP: write format for type Text")
-	}
-	return balanced(l)
-}
-
-// balanced refuses a command that Envoy would refuse, with all of its listener.
-func balanced(l *AccessLog) error {
-	texts := []string{value(l.Format, "")}
-	for _, f := range l.Fields {
-		texts = append(texts, f)
-	}
-	for _, t := range texts {
-		if strings.Count(t, "%")%2 != 0 {
-			return fmt.Errorf("spec.accessLog: %q has an odd number of %% signs: commands are written %%COMMAND%%, a percent sign %%%%", t)
-		}
 	}
 	return nil
 }
