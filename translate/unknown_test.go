@@ -96,3 +96,41 @@ func TestAPersonsChangeIsCompiledWithWhatIsKnown(t *testing.T) {
 		t.Errorf("%d compiled: %+v", out.Compiled, r)
 	}
 }
+
+const tlsToBackend = `kind: BackendTLSPolicy
+metadata: {namespace: shop, name: p, generation: 1}
+spec: {targetRefs: [{group: "", kind: Service, name: web}], validation: {hostname: web.example, caCertificateRefs: [{group: "", kind: ConfigMap, name: ca}]}}`
+
+// TestADeniedAuthorityIsToldOnThePolicy: what RBAC forbids to read is not called absent; a policy that was in order stays as it was committed, until somebody edits it.
+func TestADeniedAuthorityIsToldOnThePolicy(t *testing.T) {
+	k := record.Key{Cluster: "c1", Namespace: "shop", Kind: record.KindPolicy, Name: "BackendTLSPolicy/p"}
+	policy := func(c *Compiler) (p record.Policy) {
+		put, _ := c.Record(k)
+		if err := record.Unmarshal(put.Payload, &p); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	told := func(p record.Policy) bool {
+		return len(p.Problems) > 0 && strings.Contains(p.Problems[0].Message, "ConfigMap ca may not be read: RBAC forbids")
+	}
+	denied := Event{Kind: "ConfigMap", Namespace: "shop", Name: "ca", Unknown: true, Denied: true}
+	cfg := testConfig()
+	cfg.Asked = true
+	c := New(cfg)
+	c.Apply(parseObjects(t, tlsToBackend))
+	if out := c.Apply([]Event{denied}); !told(policy(c)) || out.Doubted {
+		t.Errorf("the policy says %+v (doubted %t)", policy(c).Problems, out.Doubted)
+	}
+	good, _ := record.Marshal(record.Policy{Object: policy(c).Object, Services: []string{"web"}})
+	cfg.Last = func(record.Key) []byte { return good }
+	c = New(cfg)
+	for i, events := range [][]Event{parseObjects(t, tlsToBackend), {denied}} { // nobody has answered; nobody may
+		if c.Apply(events); len(policy(c).Problems) > 0 {
+			t.Errorf("step %d: the committed policy became %+v", i, policy(c))
+		}
+	}
+	if c.Apply(parseObjects(t, strings.Replace(tlsToBackend, "generation: 1", "generation: 2", 1))); !told(policy(c)) || policy(c).Object.Generation != 2 {
+		t.Errorf("the edited policy is %+v", policy(c))
+	}
+}

@@ -77,7 +77,7 @@ func TestConformanceManifests(t *testing.T) {
 		if _, err := w.apply(suiteSecrets()...); err != nil {
 			t.Fatal(err)
 		}
-		outcomeOf(t, must(t, experimental), w, map[string][]byte{"base": forSuite(base)})
+		got["base"] = outcomeOf(t, must(t, experimental), w, map[string][]byte{"base": forSuite(base)})
 		got[filepath.Base(f)] = outcomeOf(t, must(t, experimental), w, map[string][]byte{f: forSuite(text)})
 	}
 	compare(t, "testdata/conformance.txtar", got, 100)
@@ -85,7 +85,9 @@ func TestConformanceManifests(t *testing.T) {
 
 func forSuite(text []byte) []byte {
 	text = bytes.ReplaceAll(text, []byte("{GATEWAY_CLASS_NAME}"), []byte("ours"))
-	return bytes.ReplaceAll(text, []byte("{GATEWAY_CONTROLLER_NAME}"), []byte(controller))
+	text = bytes.ReplaceAll(text, []byte("{GATEWAY_CONTROLLER_NAME}"), []byte(controller))
+	text = bytes.ReplaceAll(text, []byte("PLACEHOLDER_USABLE_ADDRS"), []byte("10.0.0.1"))
+	return bytes.ReplaceAll(text, []byte("PLACEHOLDER_UNUSABLE_ADDRS"), []byte("192.0.2.1"))
 }
 
 // suiteSecrets are the certificates and authorities that the suite makes.

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/xds"
 )
 
@@ -103,6 +104,7 @@ func accept(t *testing.T, fleets []fleet) (culprit fleet, err error) {
 	}
 	b := &bootstrapv3.Bootstrap{Node: &corev3.Node{Id: "n", Cluster: "c"}, StaticResources: &bootstrapv3.Bootstrap_StaticResources{},
 		LayeredRuntime: &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{Name: "fleetgate", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: limit}}}}}
+	b.StaticResources.Clusters = []*clusterv3.Cluster{{Name: envoy.CollectorCluster, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}}} // as in the bootstrap of fleets that log to one
 	for i, f := range fleets {
 		if err := f.addTo(b.StaticResources, fmt.Sprintf("%d/", i)); err != nil {
 			return f, err

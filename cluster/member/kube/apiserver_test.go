@@ -360,11 +360,3 @@ func (v *view) has(id string) bool {
 	defer v.mu.Unlock()
 	return v.there(id)
 }
-
-// told tells whether anything was delivered of an object, for a test that does not wait.
-func (v *view) told(id string) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	_, told := v.last[id]
-	return told
-}
