@@ -77,6 +77,7 @@ func newController(row store.Row, m *Manager) *Controller {
 	cfg := m.cfg.Translate
 	cfg.Cluster = row.Cluster
 	cfg.Asked = m.asks(row.Cluster)
+	cfg.SlicesFollow = m.cfg.SlicesFollow != nil && m.cfg.SlicesFollow(row.Cluster)
 	cfg.Owns = func(ns string) bool { return Contains(row, ns) }
 	c.compiler = translate.New(cfg)
 	return c

@@ -16,11 +16,13 @@ type Config struct {
 	Session   string // ours: replica id, "@", boot number
 	Store     *store.Store
 	Proposer  Proposer
-	Translate translate.Config // Cluster and Owns are set for each row
+	Translate translate.Config // Cluster, Owns and SlicesFollow are set for each row
 	Guard     Guard
 	// Want gives how to say which objects of a member cluster are wanted by name, all of them; nil = its source delivers every object unasked.
-	Want   func(cluster string) func(wanted []translate.Ref)
-	Logger *slog.Logger
+	Want func(cluster string) func(wanted []translate.Ref)
+	// SlicesFollow tells which clusters have a controller that makes EndpointSlices (translate.Config.SlicesFollow); nil = none.
+	SlicesFollow func(cluster string) bool
+	Logger       *slog.Logger
 	// Ahead takes endpoints that run ahead of the log (D18), without blocking; nil = none do.
 	Ahead func([]Ahead)
 }

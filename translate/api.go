@@ -29,6 +29,9 @@ type Config struct {
 	Owns func(namespace string) bool
 	// Asked says that objects that are read by name (ByName) are told of only when they are asked for: until then nobody knows whether one is there.
 	Asked bool
+	// SlicesFollow says that a controller makes EndpointSlices for every Service with a selector, one without endpoints where no pod is ready, as Kubernetes' own does.
+	// A Service that has none yet is then one of whose endpoints nothing is known: nothing is compiled of them, and a route that names it waits (D13) instead of answering 503.
+	SlicesFollow bool
 	// Seal encrypts the plain bytes of a secret with additional data (SecretContext), and Version gives their HMAC (D14). Seal must be
 	// deterministic (a nonce derived from its input), or every recompile writes every secret anew.
 	Seal    func(plain, additional []byte) ([]byte, error)

@@ -126,12 +126,17 @@ func compileBackend(v *view, k record.Key) compiled {
 	return compiled{value: out}
 }
 
-// compileEndpoints makes the load assignment of a backend: empty where nothing is ready, and cut where it would not fit into a record.
+// compileEndpoints makes the load assignment of a backend: empty where nothing is ready, and cut where it would not fit into a record. There is no record while the slices
+// of the Service are still to come; one that is there already stays, since the store deletes nothing that a route names.
 func compileEndpoints(v *view, k record.Key) compiled {
 	out := record.Endpoints{Name: record.ClusterName(k)}
 	var endpoints []envoy.Endpoint
 	if port, _, ok := findPort(v, k); ok {
-		for _, s := range v.slices(k.Namespace, serviceOfKey(k)) {
+		found := v.slices(k.Namespace, serviceOfKey(k))
+		if len(found) == 0 && v.slicesFollow(k.Namespace, serviceOfKey(k)) {
+			return compiled{}
+		}
+		for _, s := range found {
 			endpoints = append(endpoints, s.endpoints(port)...)
 		}
 	}

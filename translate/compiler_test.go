@@ -85,6 +85,41 @@ func TestWhatAChangeCosts(t *testing.T) {
 	}
 }
 
+// TestEndpointsWaitForTheirFirstSlice: where a controller makes slices, a Service with a selector and without any says nothing of its endpoints yet; a slice without endpoints says that there are none.
+func TestEndpointsWaitForTheirFirstSlice(t *testing.T) {
+	selecting := strings.Replace(lab, "spec: {ports: [{port: 80}]}", "spec: {selector: {app: web}, ports: [{port: 80}]}", 1)
+	without := func(text string) string { return strings.Replace(text, slice(text, 3)+"\n---\n", "", 1) }
+	empty := strings.Replace(slice(lab, 3), "[{addresses: [10.0.0.1]}]", "[]", 1)
+	cfg := testConfig()
+	for _, step := range []struct {
+		name, text string
+		follow     bool
+		then       string
+		want       bool // there is a record of the endpoints
+	}{
+		{"nobody makes slices", without(selecting), false, "", true},
+		{"its slices are somebody's own", without(lab), true, "", true},
+		{"its slices are to come", without(selecting), true, "", false},
+		{"the first has no endpoints", without(selecting), true, empty, true},
+		{"the first has some", without(selecting), true, slice(lab, 3), true},
+		{"the Service is no more", without(selecting), true, "delete", false},
+	} {
+		cfg.SlicesFollow = step.follow
+		c := New(cfg)
+		c.Apply(parseObjects(t, step.text))
+		switch step.then {
+		case "":
+		case "delete":
+			c.Apply([]Event{{Kind: "Service", Namespace: "shop", Name: "web"}})
+		default:
+			c.Apply(parseObjects(t, step.then))
+		}
+		if _, got := c.Record(record.Key{Cluster: "c1", Namespace: "shop", Kind: record.KindEndpoints, Name: "web/80/auto"}); got != step.want {
+			t.Errorf("%s: there is a record: %v, want %v", step.name, got, step.want)
+		}
+	}
+}
+
 func slice(text string, i int) string { return strings.Split(text, "\n---\n")[i] }
 
 // TestReferenced: who owns a backend's namespace compiles it for others, "missing" included, and only while they refer to it.

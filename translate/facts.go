@@ -54,6 +54,7 @@ type routeFact struct {
 
 type serviceFact struct {
 	external bool // type ExternalName
+	selects  bool // pods, by a selector
 	ports    []servicePort
 }
 
@@ -146,7 +147,7 @@ func identityOf(kind string, o Object) identity {
 }
 
 func serviceOf(s *corev1.Service) *serviceFact {
-	f := &serviceFact{external: s.Spec.Type == corev1.ServiceTypeExternalName}
+	f := &serviceFact{external: s.Spec.Type == corev1.ServiceTypeExternalName, selects: len(s.Spec.Selector) > 0}
 	for _, p := range s.Spec.Ports {
 		port := servicePort{name: p.Name, port: p.Port, protocol: protocolOf(&p.Protocol)}
 		if p.AppProtocol != nil {

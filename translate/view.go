@@ -65,6 +65,12 @@ func (v *view) slices(namespace, service string) []*sliceFact {
 	return set[sliceFact](v, input{inputSlices, namespace, service})
 }
 
+// slicesFollow tells whether somebody will make EndpointSlices for a Service that has none.
+func (v *view) slicesFollow(namespace, service string) bool {
+	f := fact[serviceFact](v, "Service", namespace, service)
+	return v.c.cfg.SlicesFollow && f != nil && f.selects && !f.external
+}
+
 func set[T any](v *view, in input) []*T {
 	v.reads[in] = struct{}{}
 	members := v.c.sets[in]

@@ -277,7 +277,7 @@ func (r *replica) build() {
 		return err
 	}, r.log)
 	r.manager = shard.NewManager(shard.Config{Ahead: r.sendAhead,
-		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 10}, Want: r.want,
+		Session: r.session, Store: r.db, Proposer: r.group, Logger: r.log, Guard: shard.Guard{Share: 0.5, Min: 10}, Want: r.want, SlicesFollow: r.slicesFollow,
 		Translate: translate.Config{ControllerNames: r.cfg.ControllerNames, Seal: r.key.Seal, Version: r.key.Version, Last: r.last},
 	})
 	r.leader = &shard.Leader{Store: r.db, Proposer: r.group, Weights: r.manager.Weights, Logger: r.log, Now: time.Now,

@@ -58,6 +58,12 @@ func (r *replica) want(cluster string) func([]translate.Ref) {
 	}
 }
 
+// slicesFollow tells whether a cluster makes EndpointSlices itself: one with an API server does, a directory holds what somebody wrote.
+func (r *replica) slicesFollow(cluster string) bool {
+	_, isDirectory := r.sources[cluster].(*member.Directory)
+	return !isDirectory
+}
+
 // follow runs a member cluster's source until ctx ends.
 func (r *replica) follow(ctx context.Context, cluster string) error {
 	src := r.sources[cluster]
