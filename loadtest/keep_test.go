@@ -20,7 +20,7 @@ import (
 var quiet = log.New(io.Discard, "", 0)
 
 // drainTime is how long the Envoys of this test leave connections to what they drain; the default of ten minutes would hide what is to be found.
-const drainTime = 5 * time.Second
+const drainTime = 2 * time.Second
 
 // drainSoon has `fleetgate dev` run Envoys that cut what they drain after drainTime.
 func drainSoon(t *testing.T) {
@@ -37,7 +37,8 @@ func drainSoon(t *testing.T) {
 }
 
 // TestMeasureKeptConnections: changes of every kind, of what is in use and of what is beside it, while connections of every protocol are held and others are made: none
-// breaks, and every byte comes back. The Envoys cut what they drain soon, and the connections talk until nothing is being drained any more.
+// breaks, and every byte comes back. The Envoys cut what they drain soon, and the connections talk until nothing is being drained any more. That this would be seen is shown
+// last: a listener that is removed takes a connection with it.
 func TestMeasureKeptConnections(t *testing.T) {
 	drainSoon(t)
 	c := newChurn(t)
@@ -69,6 +70,23 @@ func TestMeasureKeptConnections(t *testing.T) {
 	if len(talks.why) > 0 {
 		t.Errorf("%d connections or exchanges failed, the first:\n%s", len(talks.why), strings.Join(talks.why[:min(20, len(talks.why))], "\n"))
 	}
+	c.cuts(lines[len(lines)-1])
+}
+
+// cuts removes the listener of a line, and waits until a connection to it is broken.
+func (c *churn) cuts(l line) {
+	c.t.Helper()
+	talks := newTalks(50 * time.Millisecond)
+	defer talks.end()
+	if err := talks.hold(l, 1); err != nil {
+		c.t.Fatal(err)
+	}
+	c.put("gateway.yaml", strings.Replace(c.gatewayText(fmt.Sprint(c.port)), fmt.Sprintf("- {name: tcp, protocol: TCP, port: %d}", c.streamPort), "", 1))
+	c.until("a connection of a removed listener is broken", 12*drainTime, func() bool {
+		talks.mu.Lock()
+		defer talks.mu.Unlock()
+		return talks.broken[l.name] == 1
+	})
 }
 
 // lines are what is kept: every protocol, in cleartext and behind TLS.

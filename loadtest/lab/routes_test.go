@@ -338,4 +338,3 @@ func (y yard) writes() map[string]int {
 	}
 	return out
 }
-
