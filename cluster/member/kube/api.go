@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
+	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
 // api is one API server, reached over one HTTP client.
@@ -222,6 +223,20 @@ func parse(answer rest.Result) (object, error) {
 func (a *api) get(ctx context.Context, k *kind, version, namespace, name string) (object, error) {
 	client := a.typed[schema.GroupVersion{Group: k.group, Version: version}]
 	return parse(a.at(client.Get(), k, namespace, name).SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx))
+}
+
+// read gives an object as lists and watches give it; nil where there is none.
+func (a *api) read(ctx context.Context, k *kind, version, namespace, name string) (member.Object, error) {
+	o := k.object()
+	err := a.at(a.typed[schema.GroupVersion{Group: k.group, Version: version}].Get(), k, namespace, name).Do(ctx).Into(o)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s %s/%s: %w", k.name, namespace, name, err)
+	}
+	shaped, _ := k.shape(o)
+	return shaped, nil
 }
 
 // putStatus replaces the status of an object of exactly this UID and resourceVersion.

@@ -56,8 +56,8 @@ func asked() []string {
 	var out []string
 	for _, k := range kinds {
 		verbs := []string{"list", "watch"}
-		if k.status || k.metadata {
-			verbs = append(verbs, "get") // before a write; and to know the cluster and a CRD again
+		if k.status || k.metadata || k.name == "Service" {
+			verbs = append(verbs, "get") // before a write; to know the cluster and a CRD again; what a route names and nobody has heard of
 		}
 		for _, v := range verbs {
 			out = append(out, k.group+"/"+k.resource+" "+v)

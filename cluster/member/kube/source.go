@@ -152,7 +152,8 @@ type runner struct {
 	asked    bool // discovery has answered about every kind at least once
 	stranger bool // another cluster answers
 	events   []member.Event
-	told     bool // synced was passed on
+	fresh    []member.Object // routes of which a new generation is among events
+	told     bool            // synced was passed on
 }
 
 // Run implements member.Source.
@@ -307,6 +308,7 @@ func (r *runner) takeIn() {
 		r.greet()
 	}
 	r.confirm()
+	r.askForNamed()
 	r.deliver()
 }
 
@@ -392,6 +394,7 @@ func (r *runner) learn(d delta) {
 		if !r.relevant(k, d.changed) {
 			return
 		}
+		r.renamed(k, d.changed)
 		r.mu.Lock()
 		changed := r.kept[k].upsert(d.changed)
 		r.mu.Unlock()
@@ -426,6 +429,9 @@ func (r *runner) list(d delta) {
 	r.mu.Unlock()
 	if known > 0 && !r.same() {
 		return
+	}
+	for _, o := range objects {
+		r.renamed(k, o)
 	}
 	r.mu.Lock()
 	changed := r.kept[k].replace(objects, func(lost, known int) bool { return k.guarded && suspicious(lost, known) })
