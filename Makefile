@@ -39,7 +39,7 @@ test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on, a tenth of
 kubernetes: $(GO) $(ENVOY) $(KUBE) ## The long tests: a node, the first lab, the conformance suite, random objects; half an hour, one after another
 	$(GO) test -p 1 -timeout 30m ./loadtest/kube/... ./loadtest/lab ./loadtest/schema
 
-measure: build $(ENVOY) ## Measure the promises (kills, cold start, propagation, swaps; a million random objects) and print a table
+measure: build $(ENVOY) $(KUBE) ## Measure the promises (kills, cold start, propagation, swaps, kept connections, new routes, writes; a million random objects) and print a table
 	FLEETGATE_MEASURE=1 $(GO) test -count=1 -p 1 -timeout 90m -v -run '^TestMeasure' ./loadtest/...
 
 conformance: $(GO) $(ENVOY) ## Run the Gateway API's conformance suite against a local Kubernetes (ARGS="--test NAME")

@@ -6,7 +6,9 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -59,28 +61,41 @@ func TestMeasureRoutes(t *testing.T) {
 	t.Run("writes of new and of changed routes", func(t *testing.T) { y.bench.T = t; y.countWrites(times(1000)) })
 }
 
+// wave is how many new routes are made at once.
+const wave = 4
+
 // askForNew makes Services, each with a route right after it, and asks for each from before there is one.
 func (y yard) askForNew(n int) {
 	codes, took := map[int]int{}, []time.Duration(nil)
-	for i := range n {
-		name := fmt.Sprint("new-", i)
-		p := y.probe(name + ".example")
-		p.until(y.T, "asked twice before there is a route", func() bool { return p.all >= 2 })
-		begin := time.Now()
-		y.makeService(name)
-		y.makeRoute(name, name+".example", name)
-		p.until(y.T, "200 ten times in a row", func() bool { return p.right >= 10 })
-		p.end()
-		took = append(took, p.first.Sub(begin))
-		for code, count := range p.codes {
-			codes[code] += count
-			if code != http.StatusOK && code != http.StatusNotFound {
-				y.Errorf("%s: %d answers of %d", name, count, code)
+	for i := 0; i < n; i += wave {
+		var all [wave]*probe
+		for j := range all {
+			all[j] = y.probe(fmt.Sprintf("new-%d.example", i+j))
+		}
+		for _, p := range all {
+			p.until(y.T, "asked twice before there is a route", func() bool { return p.all >= 2 })
+		}
+		var begin [wave]time.Time
+		for j, p := range all {
+			name := fmt.Sprint("new-", i+j)
+			begin[j] = time.Now()
+			y.makeService(name)
+			y.makeRoute(name, p.host, name)
+		}
+		for j, p := range all {
+			p.until(y.T, "200 ten times in a row", func() bool { return p.right >= 10 })
+			p.end()
+			took = append(took, p.first.Sub(begin[j]))
+			for code, count := range p.codes {
+				codes[code] += count
+				if code != http.StatusOK && code != http.StatusNotFound {
+					y.Errorf("%s: %d answers of %d", p.host, count, code)
+				}
 			}
 		}
 	}
 	slices.Sort(took)
-	y.Logf("| new routes with new Services, Kubernetes | %d routes, before the first create -> first 200 p50 %v, p99 %v, max %v; answers %v |", n, took[n/2], took[n*99/100], took[n-1], codes)
+	y.Logf("| new routes with new Services, Kubernetes | %d routes, before the first create -> first 200 p50 %v, p99 %v, max %v; answers %v |", len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1], codes)
 }
 
 func (y yard) makeService(name string) {
@@ -111,10 +126,12 @@ func routeTo(name, host, service string) *gatewayv1.HTTPRoute {
 	}}
 }
 
-// probe asks for a host every 5 ms, on a new connection each time, so that every Envoy is asked.
+// probe asks for a host every 5 ms on one connection, which one of the Envoys has taken.
 type probe struct {
-	stop chan struct{}
-	work sync.WaitGroup
+	host   string
+	client *http.Client
+	stop   chan struct{}
+	work   sync.WaitGroup
 
 	mu    sync.Mutex
 	news  *sync.Cond
@@ -125,7 +142,10 @@ type probe struct {
 }
 
 func (y yard) probe(host string) *probe {
-	p := &probe{stop: make(chan struct{}), codes: map[int]int{}}
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return y.r.Dial(ctx, network, y.address)
+	}
+	p := &probe{host: host, client: &http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: 10 * time.Second}, stop: make(chan struct{}), codes: map[int]int{}}
 	p.news = sync.NewCond(&p.mu)
 	p.work.Go(func() {
 		tick := time.NewTicker(5 * time.Millisecond)
@@ -135,20 +155,20 @@ func (y yard) probe(host string) *probe {
 			case <-p.stop:
 				return
 			case <-tick.C:
-				p.note(y.ask(host))
+				p.note(p.ask())
 			}
 		}
 	})
 	return p
 }
 
-func (y yard) ask(host string) int {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	response, _, err := y.curl(ctx, y.address, host)
+func (p *probe) ask() int {
+	response, err := p.client.Get("http://" + p.host + "/")
 	if err != nil {
 		return 0
 	}
+	_, _ = io.Copy(io.Discard, response.Body)
+	_ = response.Body.Close()
 	return response.StatusCode
 }
 
@@ -184,6 +204,7 @@ func (p *probe) until(t *testing.T, what string, ok func() bool) {
 func (p *probe) end() {
 	close(p.stop)
 	p.work.Wait()
+	p.client.CloseIdleConnections()
 }
 
 // countWrites makes n routes, then changes them all, and counts what the API server was asked to write meanwhile.
