@@ -107,13 +107,13 @@ func TestMeasureNewRoutes(t *testing.T) {
 		for j := range all {
 			all[j] = probe(r.port, fmt.Sprintf("new-%d.example", i+j))
 		}
-		r.until("the hosts are asked for before there are routes", 10*time.Second, func() bool { return every(all[:], func(p *probes) bool { return p.asked() >= 2 }) })
+		r.until("the hosts are asked for before there are routes", soon, func() bool { return every(all[:], func(p *probes) bool { return p.asked() >= 2 }) })
 		var written [wave]time.Time
 		for j := range all {
 			written[j] = time.Now()
 			r.saveNew(fmt.Sprint("new-", i+j), port, j%2 == 0)
 		}
-		r.until("the new routes answer 200 ten times in a row", 20*time.Second, func() bool { return every(all[:], func(p *probes) bool { return p.settled() >= 10 }) })
+		r.until("the new routes answer 200 ten times in a row", soon, func() bool { return every(all[:], func(p *probes) bool { return p.settled() >= 10 }) })
 		for j, p := range all {
 			p.end()
 			took = append(took, p.first.Sub(written[j]))

@@ -82,7 +82,7 @@ func (c *churn) cuts(l line) {
 		c.t.Fatal(err)
 	}
 	c.put("gateway.yaml", strings.Replace(c.gatewayText(fmt.Sprint(c.port)), fmt.Sprintf("- {name: tcp, protocol: TCP, port: %d}", c.streamPort), "", 1))
-	c.until("a connection of a removed listener is broken", 12*drainTime, func() bool {
+	c.until("a connection of a removed listener is broken", soon, func() bool {
 		talks.mu.Lock()
 		defer talks.mu.Unlock()
 		return talks.broken[l.name] == 1
@@ -108,7 +108,7 @@ func (c *churn) lines() []line {
 func (c *churn) drained() {
 	c.t.Helper()
 	for _, proxy := range []string{"gw-1", "gw-2"} {
-		c.until(proxy+" has drained what changed", 12*drainTime, func() bool {
+		c.until(proxy+" has drained what changed", soon, func() bool {
 			s := c.envoyStats(proxy, "^listener_manager\\.")
 			return s["listener_manager.listener_removed"] > 0 && s["listener_manager.listener_in_place_updated"] > 0 &&
 				s["listener_manager.total_listeners_draining"] == 0 && s["listener_manager.total_filter_chains_draining"] == 0

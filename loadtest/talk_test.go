@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -22,7 +23,7 @@ import (
 )
 
 // sayWithin is how long an answer may take before its connection counts as broken.
-const sayWithin = 10 * time.Second
+const sayWithin = 30 * time.Second
 
 // talk is one connection on which what is said comes back byte for byte. It is never dialled again: what breaks it once has broken it.
 type talk interface {
@@ -68,57 +69,110 @@ func once(address string) func(context.Context, string, string) (net.Conn, error
 	}
 }
 
-// webTalk is HTTP/1.1 or HTTP/2: each saying is a request.
-type webTalk struct {
-	conn  *http.ClientConn
-	url   string
-	host  string
-	major int
+// dialPlace connects, with TLS where the place has it, and speaks the ALPN protocol.
+func dialPlace(p place, protocol string) (net.Conn, error) {
+	d := net.Dialer{Timeout: sayWithin}
+	if p.tls == nil {
+		return d.Dial("tcp", p.address)
+	}
+	return tls.DialWithDialer(&d, "tcp", p.address, p.secure(protocol))
 }
 
-func talkHTTP1(p place) (talk, error) { return talkHTTP(p, 1, "http/1.1") }
-func talkHTTP2(p place) (talk, error) { return talkHTTP(p, 2, "h2") }
+func (p place) request(ctx context.Context, payload []byte) (*http.Request, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.scheme("http")+"://"+p.host+"/talk", bytes.NewReader(payload))
+	if err != nil {
+		return nil, fmt.Errorf("making a request: %w", err)
+	}
+	return r, nil
+}
 
-func talkHTTP(p place, major int, alpn string) (talk, error) {
-	t := &http.Transport{DialContext: once(p.address), TLSClientConfig: p.secure(alpn), Protocols: new(http.Protocols)}
-	t.Protocols.SetHTTP1(major == 1)
-	t.Protocols.SetHTTP2(major == 2)
-	t.Protocols.SetUnencryptedHTTP2(major == 2)
+// bodyOf reads an answer that has to be a good one.
+func bodyOf(resp *http.Response) ([]byte, error) {
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d: %.200q", resp.StatusCode, answer)
+	}
+	return answer, err
+}
+
+// requestTalk is HTTP/1.1: each saying is a request. It is written and read by hand: net/http gives a connection up where it merely has no time to see that a request is written.
+type requestTalk struct {
+	net.Conn
+	from *bufio.Reader
+	at   place
+}
+
+func talkHTTP1(p place) (talk, error) {
+	c, err := dialPlace(p, "http/1.1")
+	if err != nil {
+		return nil, err
+	}
+	return &requestTalk{Conn: c, from: bufio.NewReader(c), at: p}, nil
+}
+
+func (c *requestTalk) say(payload []byte) ([]byte, error) {
+	r, err := c.at.request(context.Background(), payload)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetDeadline(time.Now().Add(sayWithin)); err != nil {
+		return nil, err
+	}
+	if err := r.Write(c); err != nil {
+		return nil, err
+	}
+	resp, err := http.ReadResponse(c.from, r)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := bodyOf(resp)
+	if err == nil && resp.Close {
+		err = errors.New("the connection is to be closed, says the answer")
+	}
+	return answer, err
+}
+
+func (c *requestTalk) close() { _ = c.Close() }
+
+// muxTalk is HTTP/2: each saying is a stream.
+type muxTalk struct {
+	conn *http.ClientConn
+	at   place
+}
+
+func talkHTTP2(p place) (talk, error) {
+	t := &http.Transport{DialContext: once(p.address), TLSClientConfig: p.secure("h2"), Protocols: new(http.Protocols)}
+	t.Protocols.SetHTTP2(true)
+	t.Protocols.SetUnencryptedHTTP2(true)
 	ctx, cancel := context.WithTimeout(context.Background(), sayWithin)
 	defer cancel()
 	conn, err := t.NewClientConn(ctx, p.scheme("http"), p.address)
 	if err != nil {
 		return nil, err
 	}
-	return &webTalk{conn: conn, url: p.scheme("http") + "://" + p.address + "/talk", host: p.host, major: major}, nil
+	return &muxTalk{conn, p}, nil
 }
 
-func (w *webTalk) say(payload []byte) ([]byte, error) {
+func (m *muxTalk) say(payload []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), sayWithin)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(payload))
+	r, err := m.at.request(ctx, payload)
 	if err != nil {
 		return nil, err
 	}
-	r.Host = w.host
-	resp, err := w.conn.RoundTrip(r)
+	resp, err := m.conn.RoundTrip(r)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(resp.Body)
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("status %d: %.200q", resp.StatusCode, answer)
-	case resp.ProtoMajor != w.major:
-		return nil, fmt.Errorf("answered in %s", resp.Proto)
+	answer, err := bodyOf(resp)
+	if err == nil && resp.ProtoMajor != 2 {
+		err = fmt.Errorf("answered in %s", resp.Proto)
 	}
-	return answer, nil
+	return answer, err
 }
 
-func (w *webTalk) close() { _ = w.conn.Close() }
+func (m *muxTalk) close() { _ = m.conn.Close() }
 
 // socketTalk is a WebSocket: each saying is a message.
 type socketTalk struct{ *websocket.Conn }
