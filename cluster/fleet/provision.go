@@ -20,8 +20,6 @@ type Cluster interface {
 	// Apply applies an object. create says that it is not in the view: one that is there all the same and is not ours must stay as it is.
 	Apply(ctx context.Context, o Object, create bool) error
 	Delete(ctx context.Context, o Object) error
-	// Warn leaves an event on a Gateway.
-	Warn(ctx context.Context, g Gateway, message string) error
 }
 
 // View is what is there.
@@ -167,11 +165,7 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 	problem := ""
 	if err != nil {
 		problem = err.Error()
-		if p.failed(id, err) {
-			if err := p.Cluster.Warn(ctx, g, problem); err != nil {
-				p.Log.Warn("an event was not written", "gateway", id, "err", err)
-			}
-		}
+		p.failed(id, err)
 	} else {
 		p.fine(id)
 	}
@@ -222,8 +216,8 @@ func (p *Provisioner) tell(ctx context.Context, id [2]string, r *Row) {
 	}
 }
 
-// failed notes a failure, to be tried again later and later; it tells whether it is another one than before.
-func (p *Provisioner) failed(id [2]string, err error) bool {
+// failed notes a failure, to be tried again later and later. Users hear of it by the Gateway's status, and its events.
+func (p *Provisioner) failed(id [2]string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	t := p.tries[id]
@@ -237,7 +231,6 @@ func (p *Provisioner) failed(id [2]string, err error) bool {
 	if another {
 		p.Log.Warn("a fleet is not as it should be, it is tried again", "gateway", id, "err", err)
 	}
-	return another
 }
 
 func (p *Provisioner) fine(id [2]string) {

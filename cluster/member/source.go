@@ -70,6 +70,21 @@ type Finalizing interface {
 	Finalizer(ctx context.Context, kind, namespace, name, finalizer string, present bool) error
 }
 
+// Telling is a Source whose users can be told what has become of an object, beside its status: by events, where it is an API server.
+type Telling interface {
+	// Tell leaves a notice on an object. It never blocks; a notice that cannot be delivered for minutes is dropped.
+	Tell(n Notice)
+}
+
+// Notice is news of an object, for whoever describes it.
+type Notice struct {
+	Kind, Namespace, Name, UID string
+	Part                       string // of the object, such as spec.listeners{https}; "" = all of it
+	Warning                    bool   // something is wrong, as against right again
+	Reason                     string // one word in CamelCase
+	Text                       string
+}
+
 // Errors of WriteStatus and ReadStatus.
 var (
 	ErrConflict = errors.New("the object changed meanwhile: read its status again and decide anew")

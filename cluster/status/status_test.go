@@ -35,6 +35,8 @@ type world struct {
 	stored  string
 	version int
 	writes  int
+	refuse  bool // the API server takes no status
+	told    []member.Notice
 }
 
 func newWorld() *world {
@@ -105,11 +107,17 @@ func (s source) ReadStatus(context.Context, string, string, string) ([]byte, str
 func (s source) WriteStatus(_ context.Context, st member.Status) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st.ResourceVersion != strconv.Itoa(s.version) {
+	if s.refuse || st.ResourceVersion != strconv.Itoa(s.version) {
 		return "", member.ErrConflict
 	}
 	s.stored, s.version, s.writes = string(st.Status), s.version+1, s.writes+1
 	return strconv.Itoa(s.version), nil
+}
+
+func (s source) Tell(n member.Notice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = append(s.told, n)
 }
 
 func (w *world) set(f func()) {

@@ -406,10 +406,29 @@ func (w *Writer) writeStatus(ctx context.Context, src member.Source, c composed)
 	if errors.Is(err, member.ErrNotFound) {
 		return false, nil
 	}
-	if err == nil && w.Written != nil {
+	if err != nil {
+		return false, err
+	}
+	if w.Written != nil {
 		w.Written()
 	}
-	return err == nil, err
+	w.tell(src, c.object, present, b)
+	return true, nil
+}
+
+// tell leaves a notice of each condition that has turned for the worse, or back.
+func (w *Writer) tell(src member.Source, o record.Object, before, after []byte) {
+	to, ok := src.(member.Telling)
+	if !ok {
+		return
+	}
+	news, err := notices(o, before, after, w.ours)
+	if err != nil {
+		w.Logger.Warn("no events of a change of status", "object", fmt.Sprintf("%s %s/%s", o.Kind, o.Namespace, o.Name), "err", err)
+	}
+	for _, n := range news {
+		to.Tell(n)
+	}
 }
 
 // sameJSON tells whether two statuses say the same; null, an empty list and nothing do, so an object that is none of ours is left alone.

@@ -37,23 +37,24 @@ import (
 
 // replica is one running `fleetgate serve`. This file is the only place where the parts meet: reading runServe tells how it starts, and live how it stops.
 type replica struct {
-	cfg      serveConfig
-	log      *slog.Logger
-	db       *store.Store
-	key      *seal.Key
-	pipe     *pipeline
-	xds      *xds.Server
-	group    *group.Group
-	session  string
-	manager  *shard.Manager
-	spreader *spreader
-	leader   *shard.Leader
-	status   *status.Writer
-	acks     *acks
-	peers    *pki.Source // certificates for talking to replicas
-	proxies  *pki.Source // and for serving proxies
-	sources  map[string]member.Source
-	metrics  *metrics
+	cfg       serveConfig
+	log       *slog.Logger
+	db        *store.Store
+	key       *seal.Key
+	pipe      *pipeline
+	xds       *xds.Server
+	group     *group.Group
+	session   string
+	manager   *shard.Manager
+	spreader  *spreader
+	leader    *shard.Leader
+	status    *status.Writer
+	acks      *acks
+	peers     *pki.Source // certificates for talking to replicas
+	proxies   *pki.Source // and for serving proxies
+	sources   map[string]member.Source
+	installed *kube.Install // what this replica was installed as; nil outside of a Pod
+	metrics   *metrics
 
 	infrastructure map[string]*kube.Infrastructure               // of the clusters that have an API server
 	provisioners   atomic.Pointer[map[string]*fleet.Provisioner] // while we lead
@@ -68,6 +69,9 @@ func runServe(ctx context.Context, cfg serveConfig, _ io.Writer) error {
 		return err
 	}
 	if err := r.loadCertificates(); err != nil {
+		return err
+	}
+	if err := r.openInstall(); err != nil {
 		return err
 	}
 	if err := r.openSources(); err != nil {
@@ -129,6 +133,7 @@ func (r *replica) live(ctx context.Context, stopXDS func()) error {
 	if r.group != nil {
 		err = errors.Join(err, r.group.Close())
 	}
+	r.leave()
 	stopXDS()
 	stopWork()
 	running.Wait()
@@ -310,6 +315,7 @@ func (r *replica) lead(ctx context.Context) {
 	wg.Go(func() { r.keepPins(ctx) })
 	wg.Go(func() { r.writeStatus(ctx) })
 	wg.Go(func() { r.provision(ctx) })
+	wg.Go(func() { r.keepHold(ctx) })
 	wg.Wait()
 	r.log.Info("no longer leading")
 }

@@ -36,7 +36,7 @@ func (r *replica) source(c clusterConfig) (member.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := kube.Config{Name: c.Name, Connect: to, Replica: r.cfg.Pod, Logger: r.log}
+	config := kube.Config{Name: c.Name, Connect: to, Replica: r.cfg.Pod, Logger: r.log, Hold: r.hold()}
 	if r.infrastructure[c.Name], err = kube.NewInfrastructure(config); err != nil {
 		return nil, err
 	}

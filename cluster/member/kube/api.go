@@ -25,6 +25,7 @@ import (
 
 // api is one API server, reached over one HTTP client.
 type api struct {
+	client   *http.Client
 	typed    map[schema.GroupVersion]*rest.RESTClient
 	metadata metadata.Interface
 	discover *discovery.DiscoveryClient
@@ -45,7 +46,7 @@ func newAPI(c *rest.Config) (*api, error) {
 	client.CheckRedirect = func(*http.Request, []*http.Request) error {
 		return errors.New("the API server redirects; give its own address")
 	}
-	a := &api{typed: map[schema.GroupVersion]*rest.RESTClient{}}
+	a := &api{client: client, typed: map[schema.GroupVersion]*rest.RESTClient{}}
 	if a.metadata, err = metadata.NewForConfigAndClient(c, client); err != nil {
 		return nil, err
 	}

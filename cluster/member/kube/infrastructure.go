@@ -2,12 +2,9 @@ package kube
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,7 +37,6 @@ func NewInfrastructure(c Config) (*Infrastructure, error) {
 
 var (
 	pods         = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
-	eventsV1     = schema.GroupVersionResource{Group: "events.k8s.io", Version: "v1", Resource: "events"}
 	tokenReviews = schema.GroupVersionResource{Group: "authentication.k8s.io", Version: "v1", Resource: "tokenreviews"}
 	applyOptions = metav1.PatchOptions{FieldManager: fleet.ManagedBy, Force: new(true)}
 	belongsTo    = "gateway" // index by namespace and Gateway
@@ -95,26 +91,6 @@ func (i *Infrastructure) Delete(ctx context.Context, o fleet.Object) error {
 	err = i.client.Resource(resource).Namespace(o.Namespace()).Delete(ctx, o.Name(), metav1.DeleteOptions{
 		Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &background})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil
-	}
-	return err
-}
-
-// Warn implements fleet.Cluster.
-func (i *Infrastructure) Warn(ctx context.Context, g fleet.Gateway, message string) error {
-	ctx, cancel := context.WithTimeout(ctx, request)
-	defer cancel()
-	message = message[:min(len(message), 1024)] // the API server's limit
-	sum := sha256.Sum256([]byte(g.UID + message))
-	event := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "events.k8s.io/v1", "kind": "Event", "type": "Warning", "reason": "FleetNotProvisioned", "action": "Provision", "note": message,
-		"metadata":            map[string]any{"namespace": g.Namespace, "name": fmt.Sprintf("%.200s.%s", g.Name, hex.EncodeToString(sum[:8]))},
-		"eventTime":           time.Now().UTC().Format(metav1.RFC3339Micro),
-		"reportingController": "fleetgate.io/gatewayclass-controller", "reportingInstance": fleet.ManagedBy,
-		"regarding": map[string]any{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "namespace": g.Namespace, "name": g.Name, "uid": g.UID},
-	}}
-	_, err := i.client.Resource(eventsV1).Namespace(g.Namespace).Create(ctx, event, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) { // the same was said within the hour that events are kept
 		return nil
 	}
 	return err

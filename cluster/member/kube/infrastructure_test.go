@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -181,12 +180,6 @@ func notOurs(t *testing.T, s *apiServer, i *Infrastructure) {
 	}
 	if s.read(path) != before {
 		t.Error("another one of its name was deleted")
-	}
-	if err := i.Warn(t.Context(), fleet.Gateway{Namespace: "taken", Name: strings.Repeat("g", 253), UID: "u"}, strings.Repeat("x", 5000)); err != nil {
-		t.Error(err)
-	}
-	if events := s.read("/apis/events.k8s.io/v1/namespaces/taken/events"); !strings.Contains(events, "FleetNotProvisioned") {
-		t.Error("no event on the Gateway")
 	}
 }
 

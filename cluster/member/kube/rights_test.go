@@ -23,7 +23,7 @@ type manifest struct {
 	APIVersion string
 	Kind       string
 	Metadata   struct{ Name string }
-	Rules      []struct{ APIGroups, Resources, Verbs []string }
+	Rules      []struct{ APIGroups, Resources, ResourceNames, Verbs []string }
 	raw        []byte
 }
 
@@ -67,6 +67,7 @@ func asked() []string {
 		}
 	}
 	out = append(out, gatewayGroup+"/gatewayclasses patch") // the finalizer
+	out = append(out, "events.k8s.io/events create", "events.k8s.io/events patch")
 	slices.Sort(out)
 	return out
 }

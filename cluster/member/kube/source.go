@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/fleetgate/fleetgate/cluster/member"
@@ -26,6 +27,8 @@ type Config struct {
 	Connect *rest.Config // from FromFile or InCluster
 	Replica string       // our name, for the cluster's audit log
 	Logger  *slog.Logger // nil = slog.Default()
+	// Hold is asked before an object is kept from vanishing; false says that nothing may be held any more. nil = always.
+	Hold func(context.Context) (bool, error)
 }
 
 // Status writes are limited here and not by the client: reads and watches must never wait for them.
@@ -42,12 +45,14 @@ const (
 
 // Source is one API server as a stream of events. It implements member.Source and member.Asked.
 type Source struct {
-	name   string
-	log    *slog.Logger
-	api    *api
-	writes flowcontrol.RateLimiter
-	inbox  *inbox
-	nudge  chan struct{} // ask again what is served
+	name    string
+	connect *rest.Config
+	log     *slog.Logger
+	api     *api
+	hold    func(context.Context) (bool, error)
+	writes  flowcontrol.RateLimiter
+	inbox   *inbox
+	nudge   chan struct{} // ask again what is served
 
 	mu       sync.Mutex // guards what follows; the loop is the only writer but of wanted, and of kept by status writes
 	kept     map[*kind]*kept
@@ -55,13 +60,15 @@ type Source struct {
 	missing  map[*kind]bool   // not served, says discovery
 	synced   bool
 	wanted   map[member.Ref]bool
-	problems map[string]string // what failed -> how
+	problems map[string]string    // what failed -> how
+	recorder events.EventRecorder // nil = it does not run
 }
 
 var (
 	_ member.Source     = (*Source)(nil)
 	_ member.Asked      = (*Source)(nil)
 	_ member.Finalizing = (*Source)(nil)
+	_ member.Telling    = (*Source)(nil)
 )
 
 // New makes a source; it does not connect before Run.
@@ -72,12 +79,13 @@ func New(c Config) (*Source, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	a, err := newAPI(prepare(c.Connect, UserAgent(c.Replica)))
+	connect := prepare(c.Connect, UserAgent(c.Replica))
+	a, err := newAPI(connect)
 	if err != nil {
 		return nil, fmt.Errorf("member cluster %s: %w; correct its kubeconfig", c.Name, err)
 	}
 	s := &Source{
-		name: c.Name, log: c.Logger.With("cluster", c.Name), api: a, inbox: newInbox(), nudge: make(chan struct{}, 1),
+		name: c.Name, connect: connect, hold: c.Hold, log: c.Logger.With("cluster", c.Name), api: a, inbox: newInbox(), nudge: make(chan struct{}, 1),
 		writes: flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesAtOnce),
 		kept:   map[*kind]*kept{}, versions: map[*kind]string{}, missing: map[*kind]bool{}, wanted: map[member.Ref]bool{}, problems: map[string]string{},
 	}
@@ -162,6 +170,11 @@ func (s *Source) Run(ctx context.Context, sink func(events []member.Event, synce
 	r := &runner{Source: s, ctx: ctx, sink: sink, followed: map[*kind]*follower{}, unknown: map[*kind]bool{}, single: map[member.Ref]*follower{}}
 	defer r.running.Wait()
 	defer stop()
+	stopEvents, err := s.sendEvents(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopEvents()
 	if !r.meet() {
 		return nil
 	}

@@ -248,3 +248,34 @@ func TestUnreachable(t *testing.T) {
 	})
 	s.waitFor("no problem", func() bool { return len(src.Problems()) == 0 })
 }
+
+// TestTells: what is told of an object shows where kubectl looks for it, with the rights of deploy/rbac.yaml; what is told again within minutes is one event.
+func TestTells(t *testing.T) {
+	s := startAPIServer(t)
+	s.installCRDs()
+	s.install(t, "rbac.yaml")
+	src, v := follow(t, s.config(fleetgateToken))
+	v.synced()
+	events := func() (out []corev1.Event) {
+		var list corev1.EventList
+		if err := json.Unmarshal([]byte(s.read("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name=g,involvedObject.kind=Gateway,involvedObject.uid=u")), &list); err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	n := member.Notice{Kind: "Gateway", Namespace: "default", Name: "g", UID: "u", Part: "spec.listeners{a}", Warning: true, Reason: "InvalidCertificateRef", Text: strings.Repeat("ü", 2000)}
+	src.Tell(n)
+	s.waitFor("the event", func() bool { return len(events()) == 1 })
+	if e := events()[0]; e.Type != "Warning" || e.Reason != n.Reason || len(e.Message) > noteSize || !strings.HasPrefix(e.Message, "üü") || e.ReportingController != reporter {
+		t.Errorf("%+v", e)
+	}
+	src.Tell(n)
+	s.waitFor("the series", func() bool { e := events(); return len(e) == 1 && e[0].Series != nil && e[0].Series.Count == 2 })
+	n.Part, n.Warning = "spec.listeners{b}", false
+	src.Tell(n)
+	s.waitFor("the event of another part", func() bool { return len(events()) == 2 })
+	src.Tell(member.Notice{Kind: "GatewayClass", Name: "c", UID: "u", Reason: "Accepted", Text: "t"})
+	s.waitFor("the event of what has no namespace", func() bool {
+		return strings.Contains(s.read("/api/v1/namespaces/default/events"), `"kind":"GatewayClass"`)
+	})
+}

@@ -170,33 +170,3 @@ func withUnknown(present, known, want any) any {
 	}
 	return want
 }
-
-// Finalizer keeps an object of a kind that Fleetgate answers for from vanishing (present), or lets it go. It changes nothing where it is so already.
-func (s *Source) Finalizer(ctx context.Context, kind, namespace, name, finalizer string, present bool) error {
-	k := kindOf(kind)
-	s.mu.Lock()
-	var o member.Object
-	version := ""
-	if k != nil {
-		o, version = s.kept[k].objects[key{namespace, name}], s.versions[k]
-	}
-	s.mu.Unlock()
-	if o == nil || version == "" || slices.Contains(o.GetFinalizers(), finalizer) == present || present && o.GetDeletionTimestamp() != nil {
-		return nil
-	}
-	finalizers := slices.DeleteFunc(slices.Clone(o.GetFinalizers()), func(f string) bool { return f == finalizer })
-	if present {
-		finalizers = append(finalizers, finalizer)
-	}
-	if finalizers == nil {
-		finalizers = []string{}
-	}
-	ctx, cancel := context.WithTimeout(ctx, request)
-	defer cancel()
-	err := s.api.patch(ctx, k, version, namespace, name, map[string]any{"metadata": map[string]any{
-		"resourceVersion": o.GetResourceVersion(), "uid": o.GetUID(), "finalizers": finalizers}})
-	if err != nil {
-		return fmt.Errorf("changing the finalizers of %s %s in member cluster %s: %w", kind, name, s.name, sentinel(err))
-	}
-	return nil
-}
