@@ -10,10 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/sets"
 	official "sigs.k8s.io/gateway-api/conformance"
 	"sigs.k8s.io/gateway-api/conformance/utils/suite"
-	"sigs.k8s.io/gateway-api/pkg/features"
 )
 
 var results = flag.String("results", "", "a file to which the outcome of each test is written as soon as it is known")
@@ -24,30 +22,15 @@ var profiles = []suite.ConformanceProfileName{
 	suite.GatewayTCPConformanceProfileName, suite.GatewayUDPConformanceProfileName,
 }
 
-// TestConformance takes the suite's own flags. Unless they say otherwise it claims the five profiles of gateways and every feature that is not a mesh's.
+// TestConformance takes the suite's own flags. Unless they say otherwise it claims the five profiles of gateways, and those features that the GatewayClass publishes in its
+// status: what is claimed and what users read is one list.
 func TestConformance(t *testing.T) {
 	o := official.DefaultOptions(t)
 	if len(o.ConformanceProfiles) == 0 {
 		o.ConformanceProfiles = profiles
 	}
-	if len(o.SupportedFeatures) == 0 && !o.EnableAllSupportedFeatures {
-		o.SupportedFeatures = gatewayFeatures()
-	}
 	o.Hook = newJournal(t, *results).note
 	official.RunConformanceWithOptions(t, o)
-}
-
-func gatewayFeatures() []features.FeatureName {
-	mesh := features.SetsToNamesSet(features.MeshCoreFeatures, features.MeshExtendedFeatures)
-	return sets.List(features.SetsToNamesSet(features.AllFeatures).Difference(mesh))
-}
-
-// TestFeaturesAreNotAMeshs: claiming one would make the suite install backends for meshes.
-func TestFeaturesAreNotAMeshs(t *testing.T) {
-	claimed := sets.New(gatewayFeatures()...)
-	if !claimed.HasAll(features.SupportGateway, features.SupportHTTPRoute, features.SupportUDPRoute) || claimed.Has(features.SupportMesh) {
-		t.Errorf("claimed: %v", sets.List(claimed))
-	}
 }
 
 // journal tells the outcome of each test when it ends, which `go test -v` does only when all have.

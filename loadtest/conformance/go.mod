@@ -5,11 +5,7 @@ go 1.27.0
 // The suite's backends.
 tool sigs.k8s.io/gateway-api-conformance-images/echo-basic
 
-require (
-	k8s.io/apimachinery v0.37.2
-	sigs.k8s.io/gateway-api v1.7.0
-	sigs.k8s.io/gateway-api/conformance v1.7.0
-)
+require sigs.k8s.io/gateway-api/conformance v1.7.0
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
@@ -69,12 +65,14 @@ require (
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	k8s.io/api v0.37.1 // indirect
 	k8s.io/apiextensions-apiserver v0.37.1 // indirect
+	k8s.io/apimachinery v0.37.2 // indirect
 	k8s.io/client-go v0.37.1 // indirect
 	k8s.io/klog/v2 v2.140.0 // indirect
 	k8s.io/kube-openapi v0.0.0-20260721132016-d427ff9ee9ad // indirect
 	k8s.io/streaming v0.37.2 // indirect
 	k8s.io/utils v0.0.0-20260626114624-be93311217bd // indirect
 	sigs.k8s.io/controller-runtime v0.25.2 // indirect
+	sigs.k8s.io/gateway-api v1.7.0 // indirect
 	sigs.k8s.io/gateway-api-conformance-images v0.2.0 // indirect
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
 	sigs.k8s.io/randfill v1.0.0 // indirect
