@@ -193,7 +193,7 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program,
 	if err := writeFeatures(report, filepath.Join(at, "features.md")); err != nil {
 		return err
 	}
-	return tellResults(out, c.Name, results, log.Name(), time.Since(start), code)
+	return tellResults(out, c.Name, s.tests, results, log.Name(), time.Since(start), code)
 }
 
 // usable is an address of a cluster's load balancers that they do not give to anybody unasked, because they begin at the other end.

@@ -9,14 +9,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"sigs.k8s.io/yaml"
 )
 
-// tellResults counts the outcomes and names the failures.
-func tellResults(out io.Writer, cluster, results, log string, took time.Duration, code int) error {
+// tellResults counts the outcomes and names the failures, and those that were asked for and that the suite does not have.
+func tellResults(out io.Writer, cluster string, asked []string, results, log string, took time.Duration, code int) error {
 	f, err := os.Open(results)
 	if err != nil {
 		return fmt.Errorf("the suite did not start, exit code %d (see %s): %w", code, log, err)
@@ -27,14 +28,18 @@ func tellResults(out io.Writer, cluster, results, log string, took time.Duration
 	for lines.Scan() {
 		outcome, rest, _ := strings.Cut(lines.Text(), "\t")
 		count[outcome]++
+		name, _, _ := strings.Cut(rest, "\t")
+		asked = slices.DeleteFunc(slices.Clone(asked), func(a string) bool { return a == name })
 		if outcome == "fail" {
-			name, _, _ := strings.Cut(rest, "\t")
 			_, _ = fmt.Fprintln(out, "FAIL", cluster, name)
 		}
 	}
 	_, _ = fmt.Fprintf(out, "%s: %d passed, %d failed, %d skipped in %.0f s\n", cluster, count["pass"], count["fail"], count["skip"], took.Seconds())
 	if err := lines.Err(); err != nil {
 		return fmt.Errorf("read the results: %w", err)
+	}
+	if len(asked) > 0 {
+		return usageError{fmt.Errorf("--test %s: the suite has no such test", strings.Join(asked, ", "))}
 	}
 	if code != 0 {
 		_, _ = fmt.Fprintf(out, "see %s\n", log)
