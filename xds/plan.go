@@ -127,18 +127,45 @@ func (s *stream) gates(t Type, it *item, now time.Time) bool {
 		delete(sub.gated, it.id)
 		return false
 	}
-	since, ok := sub.gated[it.id]
-	if !ok {
-		since = now
-		sub.gated[it.id] = now
+	g := sub.gated[it.id]
+	if g == nil {
+		g = &gate{since: now}
+		sub.gated[it.id] = g
 		s.srv.stats.gated.Add(1)
 	}
-	if end := since.Add(s.srv.cfg.GateTimeout); now.Before(end) {
+	if end := s.opens(g, missing, now); now.Before(end) {
 		s.wakeAt(end)
 		return true
 	}
 	s.expire(t, it, missing)
 	return false
+}
+
+// opens tells when a gate opens at the latest.
+func (s *stream) opens(g *gate, missing []uint32, now time.Time) time.Time {
+	latest := g.since.Add(gatePatience * s.srv.cfg.GateTimeout)
+	switch {
+	case !s.got(missing):
+		g.got = time.Time{}
+		return latest
+	case g.got.IsZero():
+		g.got = now
+	}
+	if end := g.got.Add(s.srv.cfg.GateTimeout); end.Before(latest) {
+		return end
+	}
+	return latest
+}
+
+// got tells whether the client has got clusters: it has answered something that was sent after them.
+func (s *stream) got(clusters []uint32) bool {
+	sub := &s.types[Cluster]
+	if slices.ContainsFunc(clusters, sub.due.has) {
+		return false
+	}
+	return !slices.ContainsFunc(sub.inflight, func(r *response) bool {
+		return r.sent.After(s.answered) && slices.ContainsFunc(r.items, func(it *item) bool { return slices.Contains(clusters, it.id) })
+	})
 }
 
 // missing lists the clusters that it uses, that exist, and that this client has not ACKed.

@@ -41,8 +41,10 @@ type Config struct {
 	// Report is called for every change of what is known of a proxy, from the goroutine of its stream: it must not block.
 	Report func(Report)
 	// Gate holds routes back until their clusters are ACKed, and removals until nothing uses them (D6). Only a test switches it off.
-	Gate        bool
-	GateTimeout time.Duration // how long at most; 2 s
+	Gate bool
+	// GateTimeout is how long at most a client may take to ACK a cluster that it has got: 2 s. One that has not answered anything which was sent after the cluster is slow, and
+	// would take a route no sooner: for it the time begins later, but the gate is never closed for more than gatePatience times this.
+	GateTimeout time.Duration
 	// CoalesceWindow delays the sending of changes so that more of them ride together; 0 = send at once (the default).
 	CoalesceWindow time.Duration
 	// Identify tells who a proxy is from its TLS connection; the default is ParseIdentity of the verified certificate.
@@ -61,6 +63,8 @@ type Config struct {
 // TrialFunc gives a resource of a fleet as it would be without these forms of its parts (part id -> hash, as in Resource.Parts); false where there would be none.
 // It is called from the goroutines of streams and may take its time.
 type TrialFunc func(fleet string, t Type, name string, refuse map[string]string) (Resource, bool)
+
+const gatePatience = 15
 
 func (c Config) withDefaults() Config {
 	if c.Logger == nil {

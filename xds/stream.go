@@ -33,6 +33,7 @@ type stream struct {
 	index    uint64      // the fleet's index at the last plan
 	deadline time.Time   // when to plan again though nothing happens
 	settled  time.Time   // until then the client may hold listeners or routes that it has not spoken of yet
+	answered time.Time   // when the newest of the responses was sent that the client has answered
 	progress time.Time   // the last ACK of a type that makes the client ask for more
 	additive bool        // the client may be ahead of this replica (D4): only what it lacks is sent, nothing is removed
 	holding  bool        // Hold was asked
@@ -211,12 +212,19 @@ func (s *stream) handle(r *request, now time.Time) error {
 	}
 	if resp := sub.take(r.nonce); resp == nil {
 		return nil // a nonce of an earlier stream, or nonsense: it pairs with nothing
-	} else if r.nack {
+	} else if s.heard(resp); r.nack {
 		s.nacked(resp, r.message, now)
 	} else {
 		s.ackedBy(resp, now)
 	}
 	return nil
+}
+
+// heard notes how far a client has got: it takes what it is sent in order.
+func (s *stream) heard(r *response) {
+	if r.sent.After(s.answered) {
+		s.answered = r.sent
+	}
 }
 
 func (s *stream) subscribe(t Type, r *request) {

@@ -28,7 +28,7 @@ type subscription struct {
 	strayOut bool                // the removal of strays is in flight
 	inflight []*response
 	held     map[uint32]*item // what the client ACKed last (Listener and Route), or reported with a version unknown to us
-	gated    map[uint32]time.Time
+	gated    map[uint32]*gate
 	rejected map[uint32]*rejection
 }
 
@@ -38,6 +38,12 @@ type rejection struct {
 	search           *search           // nil = ended, or there was nothing to search
 	bad              *item
 	floor            uint64
+}
+
+// gate is how long a resource has been held back.
+type gate struct {
+	since time.Time
+	got   time.Time // when the client was seen to have got the clusters that the resource waits for, zero = not yet
 }
 
 // response is one message that waits for its ACK.
@@ -112,7 +118,7 @@ const maxInflight = 4
 // start takes the first request of a type on a stream.
 func (sub *subscription) start(typ Type, t *table, r *request, seq, acked uint64) (unknownVersions bool) {
 	sub.started, sub.sent, sub.floor = true, seq, noFloor
-	sub.held, sub.gated, sub.rejected = map[uint32]*item{}, map[uint32]time.Time{}, map[uint32]*rejection{}
+	sub.held, sub.gated, sub.rejected = map[uint32]*item{}, map[uint32]*gate{}, map[uint32]*rejection{}
 	sub.unknown, sub.stray = map[string]struct{}{}, map[string]struct{}{}
 	if len(r.subscribe) == 0 {
 		sub.openWildcard(t, acked)
