@@ -163,7 +163,7 @@ func newImagesCommand() *cobra.Command {
 		Short: "Build what pods' images stand for, and list it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			images, err := build.Images(cmd.Context())
+			images, err := build.Images(cmd.Context(), cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}

@@ -230,7 +230,7 @@ func Options(ctx context.Context, o rig.Options, progress io.Writer) (rig.Option
 		return o, err
 	}
 	if o.Images == nil {
-		if o.Images, err = Images(ctx); err != nil {
+		if o.Images, err = Images(ctx, progress); err != nil {
 			return o, err
 		}
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/fleetgate/fleetgate/loadtest/kube/kubelet"
 )
 
-// Images builds what the images of this repository and of the conformance suite stand for: `fleetgate`, which holds fleetgate and Envoy and nothing else of the machine's, and the suite's
-// echo server. What is up to date is not built again.
-func Images(ctx context.Context) (kubelet.Images, error) {
+// Images builds what the images of this repository and of the conformance suite stand for: `fleetgate`, which holds fleetgate and Envoy and nothing else of the machine's, nginx, a gRPC server
+// and the suite's echo server. What is up to date is not built again.
+func Images(ctx context.Context, progress io.Writer) (kubelet.Images, error) {
 	root, err := fleetgateRoot(ctx)
 	if err != nil {
 		return nil, err
@@ -27,27 +27,20 @@ func Images(ctx context.Context) (kubelet.Images, error) {
 	if err != nil {
 		return nil, err
 	}
-	nginx, err := nginxImage(ctx)
+	nginx, err := nginxImage(ctx, progress)
+	if err != nil {
+		return nil, err
+	}
+	calls, err := Own(ctx, "loadtest/kube/calls", "calls")
 	if err != nil {
 		return nil, err
 	}
 	return kubelet.Images{
 		"nginx":      nginx,
 		"fleetgate":  {Root: root, Entrypoint: []string{"/usr/local/bin/fleetgate"}, User: nonroot, Group: nonroot},
+		"grpc-app":   {Binary: calls, Entrypoint: []string{"/grpc-app"}},
 		"echo-basic": {Binary: echo, Entrypoint: []string{"/echo-basic"}},
 	}, nil
-}
-
-// nginxImage is the machine's own nginx, or else a page server that says what it is.
-func nginxImage(ctx context.Context) (kubelet.Image, error) {
-	foreground := []string{"-g", "daemon off;"}
-	const nginx = "/usr/sbin/nginx"
-	if _, err := os.Stat(nginx); err == nil {
-		return kubelet.Image{Root: "/", Entrypoint: []string{nginx}, Cmd: foreground}, nil
-	}
-	pages, err := Own(ctx, "loadtest/kube/pages", "pages")
-	// Below /usr the container has the machine's programs, so the stand-in lies elsewhere.
-	return kubelet.Image{Binary: pages, Entrypoint: []string{"/programs/nginx"}, Cmd: foreground, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin:/programs"}}, err
 }
 
 // nonroot is the user of images without a distribution.

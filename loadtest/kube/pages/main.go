@@ -20,7 +20,7 @@ const page = `<!DOCTYPE html>
 <head><title>Welcome to nginx!</title></head>
 <body>
 <h1>Welcome to nginx!</h1>
-<p>This page comes from a stand-in for nginx, which is not installed on this machine (apt-get install nginx-light).</p>
+<p>This page comes from a stand-in for nginx, which could not be had on this machine (it needs apt-get and a way to its packages).</p>
 </body>
 </html>
 `
