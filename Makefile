@@ -30,14 +30,11 @@ check: $(GO) $(ENVOY) $(LINT) ## What a change must pass: go vet, golangci-lint,
 	$(LINT) run ./...
 	$(GO) test -short ./...
 
-test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on, a tenth of `measure` among it; what CI runs (`make kubernetes` is the rest)
+test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on: a tenth of `measure`, the first lab and the conformance suite on a local Kubernetes among it; what CI runs
 	@$(if $(RACE),,echo "test: no C compiler, so without the race detector: install gcc to have it")
 	$(GO) test $(RACE) -timeout 14m $$($(GO) list ./... | grep -v /loadtest)
 	$(GO) test $(RACE) -timeout 14m ./loadtest
-	$(GO) test $(RACE) -short -timeout 14m ./loadtest/kube/... ./loadtest/lab ./loadtest/schema
-
-kubernetes: $(GO) $(ENVOY) $(KUBE) ## The long tests: a node, the first lab, the conformance suite, random objects; half an hour, one after another
-	$(GO) test -p 1 -timeout 30m ./loadtest/kube/... ./loadtest/lab ./loadtest/schema
+	$(GO) test $(RACE) -p 1 -timeout 20m ./loadtest/kube/... ./loadtest/lab ./loadtest/schema
 
 measure: build $(ENVOY) $(KUBE) ## Measure the promises (kills, cold start, propagation, swaps, kept connections, new routes, writes; a million random objects) and print a table
 	FLEETGATE_MEASURE=1 $(GO) test -count=1 -p 1 -timeout 90m -v -run '^TestMeasure' ./loadtest/...
@@ -73,4 +70,4 @@ $(LINT): | $(GO)
 	@echo "build: golangci-lint 2.15.0 (once, some minutes)"
 	@GOBIN=$(CACHE)/bin GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(CACHE)/bin/golangci-lint $@
 
-.PHONY: help run build check test kubernetes measure conformance fmt clean
+.PHONY: help run build check test measure conformance fmt clean
