@@ -51,13 +51,13 @@ func (r *ruleCompiler) share(ref *gatewayv1.HTTPBackendRef) share {
 	key, problem := resolveBackend(r.view, r.spec.object, ref.BackendObjectReference, r.spec.consumer)
 	if problem != nil {
 		r.note(problem)
+	}
+	own := &action{} // is read even where the backend is not there: what is wrong with its filters should not come out only later
+	understood := r.filters(ref.Filters, own, func(reason, message string) { r.refuseShare(ref, reason, message) })
+	if problem != nil || !understood {
 		return out
 	}
 	if len(ref.Filters) > 0 {
-		own := &action{}
-		if !r.filters(ref.Filters, own, func(reason, message string) { r.refuseShare(ref, reason, message) }) {
-			return out
-		}
 		out.own = own
 	}
 	r.use(key)
