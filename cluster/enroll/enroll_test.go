@@ -243,6 +243,50 @@ func TestAGenerationFitsTogether(t *testing.T) {
 	}
 }
 
+// TestAnotherAuthorityMeansAnotherCertificate: a pod that outlived the install that made it is taken in by the next one.
+func TestAnotherAuthorityMeansAnotherCertificate(t *testing.T) {
+	old, next := newWorld(t), newWorld(t)
+	k := old.keeper
+	if err := k.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	have, err := k.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := os.ReadFile(next.authority.CertFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(k.Client.Authority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(k.Client.Authority, append(trust, before...), 0o600); err != nil || k.outlived(have.Leaf) {
+		t.Fatalf("one of two authorities has signed it (%v)", err)
+	}
+	if err := os.WriteFile(k.Client.Authority, trust, 0o600); err != nil || !k.outlived(have.Leaf) {
+		t.Fatalf("its authority is gone (%v)", err)
+	}
+	k.Client.Address = next.address
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan struct{})
+	go func() { k.Run(ctx); close(done) }()
+	for deadline := time.After(time.Minute); ; {
+		if have, err = k.load(); err == nil && !k.outlived(have.Leaf) {
+			break
+		}
+		select {
+		case <-deadline:
+			t.Fatal("no certificate of the new authority in a minute")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	cancel()
+	<-done
+}
+
 func TestOnlyOnePathIsAnswered(t *testing.T) {
 	rec := httptest.NewRecorder()
 	(&Server{}).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, Path, nil))

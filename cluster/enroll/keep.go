@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -78,7 +79,7 @@ func (k *Keeper) get(ctx context.Context, have *tls.Certificate) error {
 	}
 }
 
-// Run renews until ctx ends: the certificate at about half of its life, the trust when its file changes.
+// Run renews until ctx ends: the certificate at about half of its life, or when its authority is not the one to trust any more, as after Fleetgate was installed anew; the trust when its file changes.
 func (k *Keeper) Run(ctx context.Context) {
 	tick := time.NewTicker(k.Poll)
 	defer tick.Stop()
@@ -91,6 +92,9 @@ func (k *Keeper) Run(ctx context.Context) {
 			err = k.get(ctx, nil)
 		case k.Now().After(due(have.Leaf, share)):
 			err = k.get(ctx, have)
+		case k.outlived(have.Leaf):
+			k.Log.Info("the authority of the certificate has been replaced")
+			err = k.get(ctx, nil)
 		case k.trustMoved():
 			err = k.restore()
 		}
@@ -126,6 +130,21 @@ func (k *Keeper) load() (*tls.Certificate, error) {
 		return nil, fmt.Errorf("the certificate ended at %s", cert.Leaf.NotAfter)
 	}
 	return &cert, nil
+}
+
+// outlived tells whether none of the authorities to trust has signed a certificate: whoever trusts them refuses it.
+func (k *Keeper) outlived(leaf *x509.Certificate) bool {
+	rest, err := os.ReadFile(k.Client.Authority)
+	for err == nil {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return true
+		}
+		if ca, bad := x509.ParseCertificate(block.Bytes); bad == nil && leaf.CheckSignatureFrom(ca) == nil {
+			return false
+		}
+	}
+	return false // nobody can tell
 }
 
 func (k *Keeper) trustMoved() bool {
