@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -28,16 +29,16 @@ type action struct {
 func (r *ruleCompiler) decide() *action {
 	a := &action{}
 	ok := r.filters(r.rule.Filters, a, r.refuse)
-	if r.rule.SessionPersistence != nil {
-		r.refuse("UnsupportedValue", "sessionPersistence is not supported: remove it")
-		ok = false
-	}
 	if err := r.timeouts(a); err != nil {
 		r.refuse("UnsupportedValue", err.Error())
 		ok = false
 	}
 	if a.redirect == nil {
 		a.shares = r.forward()
+	}
+	if err := r.pinShares(a.shares); err != nil {
+		r.refuse("UnsupportedValue", err.Error())
+		ok = false
 	}
 	if !ok {
 		r.backends = nil
@@ -258,7 +259,7 @@ func (r *ruleCompiler) use(key record.Key) {
 
 // route makes the Envoy route of a match, for a listener at a scheme and port (zero = any).
 func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTPRouteMatch, at schemePort) *routev3.Route {
-	clusters, request, response := a.weighted()
+	clusters, request, response := a.weighted(at.scheme)
 	out := &routev3.Route{
 		Name:                    name,
 		Match:                   match,
@@ -279,6 +280,11 @@ func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTP
 		out.Action = &routev3.Route_Route{Route: a.forwardAction(clusters, pathValue(m))}
 	}
 	return out
+}
+
+// listens tells whether the Envoy route depends on the listener.
+func (a *action) listens() bool {
+	return a.redirect != nil || slices.ContainsFunc(a.shares, func(s share) bool { return s.pin != nil })
 }
 
 func (a *action) forwardAction(clusters []*routev3.WeightedCluster_ClusterWeight, matched string) *routev3.RouteAction {

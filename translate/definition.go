@@ -33,9 +33,16 @@ func (d *definitionFact) supports() bool {
 	return err == nil && strings.HasPrefix(d.bundle, "v1.") && minor >= oldestMinor && minor <= newestMinor
 }
 
-// definitions tells which releases of the Gateway API a cluster's CRDs are of, such as "v1.7.0 (standard)", "" where nobody says; and what is wrong with them.
-func definitions(v *view) (bundle string, problems []record.Problem) {
+// experimental tells whether the CRD has the fields of the experimental channel as we know them: those of older releases had other names.
+func (d *definitionFact) experimental() bool {
+	return d.channel == "experimental" && strings.HasPrefix(d.bundle, fmt.Sprintf("v1.%d.", newestMinor))
+}
+
+// definitions tells which releases of the Gateway API a cluster's CRDs are of, such as "v1.7.0 (standard)", "" where nobody says; whether routes and Gateways have
+// the fields of the experimental channel; and what is wrong with them.
+func definitions(v *view) (bundle string, experimental bool, problems []record.Problem) {
 	var bundles, strange []string
+	standard := false
 	for _, d := range set[definitionFact](v, input{inputDefinitions, "", ""}) {
 		if !strings.HasSuffix(d.name, "."+gatewayv1.GroupName) && !strings.HasSuffix(d.name, ".gateway.networking.x-k8s.io") {
 			continue
@@ -50,11 +57,12 @@ func definitions(v *view) (bundle string, problems []record.Problem) {
 		if !d.supports() {
 			strange = append(strange, d.name+" "+b)
 		}
+		standard = standard || !d.experimental()
 	}
 	slices.Sort(bundles)
 	if len(strange) > 0 {
 		problems = append(problems, record.Problem{Condition: "SupportedVersion", Reason: "UnsupportedVersion", Rule: -1,
 			Message: fmt.Sprintf("these CRDs are of no release from v1.%d to v1.%d: %s. What is known of them is served; install the CRDs of %s", oldestMinor, newestMinor, strings.Join(strange, ", "), consts.BundleVersion)})
 	}
-	return strings.Join(bundles, ", "), problems
+	return strings.Join(bundles, ", "), len(bundles) > 0 && !standard, problems
 }

@@ -1,14 +1,31 @@
 package translate
 
-import gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+import (
+	"slices"
 
-// SupportedFeatures are the features that are honoured, for status.supportedFeatures.
-func SupportedFeatures() []gatewayv1.SupportedFeature {
-	out := make([]gatewayv1.SupportedFeature, len(features))
-	for i, f := range features {
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// SupportedFeatures are the features that are honoured, for status.supportedFeatures; those of the experimental channel only where a cluster's CRDs are of it.
+func SupportedFeatures(experimental bool) []gatewayv1.SupportedFeature {
+	names := slices.Clone(features)
+	if experimental {
+		names = append(names, experiments...)
+		slices.Sort(names)
+	}
+	out := make([]gatewayv1.SupportedFeature, len(names))
+	for i, f := range names {
 		out[i].Name = gatewayv1.FeatureName(f)
 	}
 	return out
+}
+
+// experiments are the features of the experimental channel that are honoured, as their GEPs name them: version 1.7 of the suite does not know these yet.
+var experiments = []string{
+	"GRPCRouteSessionPersistence",                            // GEP-1619
+	"GRPCRouteSessionPersistenceHeader",                      // GEP-1619
+	"HTTPRouteSessionPersistence",                            // GEP-1619
+	"HTTPRouteSessionPersistenceCookieLifetimeTypePermanent", // GEP-1619
 }
 
 // features are the features of the Gateway API that are honoured, as its conformance suite names them and in the order that status.supportedFeatures asks for. A

@@ -9,7 +9,7 @@ func compileClass(v *view, k record.Key) compiled {
 		return compiled{}
 	}
 	out := record.Class{Object: f.object, ControllerName: f.controller}
-	out.Bundle, out.Problems = definitions(v)
+	out.Bundle, out.Experimental, out.Problems = definitions(v)
 	if _, err := v.parameters(f.parameters); err != nil {
 		out.Problems = append(out.Problems, accepted("InvalidParameters", err.Error()))
 	}

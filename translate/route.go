@@ -259,7 +259,7 @@ func (r *ruleCompiler) encode(base record.Match, match *routev3.RouteMatch, does
 		return base, err
 	}
 	base.Backends = r.backends
-	if does.redirect == nil {
+	if !does.listens() {
 		return base, nil
 	}
 	variants := map[string][]byte{}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/translate/envoy"
@@ -16,6 +17,7 @@ type share struct {
 	cluster string // InvalidCluster: its part answers 500
 	weight  uint32
 	own     *action // what the backend's own filters do, nil = it has none
+	pin     *pin    // nil = requests go to any endpoint
 }
 
 // maxWeight is the API's own limit: Envoy rejects weights whose sum overflows.
@@ -79,13 +81,16 @@ func (a *action) onlyHeaders() bool {
 	return a.redirect == nil && a.rewrite == nil && a.cors == nil && len(a.mirrors) == 0
 }
 
-// weighted gives the clusters with what of the header changes stays with the route. Where a backend has changes of its own the rule's are moved into
+// weighted gives the clusters, for a listener with a scheme, with what of the header changes stays with the route. Where a backend has changes of its own the rule's are moved into
 // every share: to Envoy a route's changes come after a share's (and most_specific_header_mutations_wins does not change that), to the Gateway API
 // the rule comes first.
-func (a *action) weighted() (clusters []*routev3.WeightedCluster_ClusterWeight, request, response headerOps) {
+func (a *action) weighted(scheme string) (clusters []*routev3.WeightedCluster_ClusterWeight, request, response headerOps) {
 	own := slices.ContainsFunc(a.shares, func(s share) bool { return s.own != nil })
 	for _, s := range a.shares {
 		c := envoy.Weighted(s.cluster, s.weight)
+		if s.pin != nil {
+			c.TypedPerFilterConfig = map[string]*anypb.Any{envoy.SessionFilter: s.pin.at(scheme)}
+		}
 		if own {
 			request, response := a.request, a.response
 			if s.own != nil {
@@ -138,7 +143,7 @@ func (a *action) branches() []branch {
 // only is the action for the requests of one backend: the rule's, then the backend's. Of two rewrites of one thing the backend's counts.
 func (a *action) only(s share) *action {
 	out := *a
-	out.shares = []share{{cluster: s.cluster, weight: 1}}
+	out.shares = []share{{cluster: s.cluster, weight: 1, pin: s.pin}}
 	if s.cluster == InvalidCluster {
 		out.shares = nil
 	}

@@ -48,8 +48,9 @@ type Writer struct {
 	Controllers []string
 	Logger      *slog.Logger
 	Now         func() time.Time
-	Written     func()                       // counts writes, may be nil
-	Features    []gatewayv1.SupportedFeature // that GatewayClasses of ours are said to have, sorted
+	Written     func() // counts writes, may be nil
+	// Features are those that GatewayClasses of ours are said to have, sorted; experimental says that their cluster's CRDs are of that channel.
+	Features func(experimental bool) []gatewayv1.SupportedFeature
 
 	mu     sync.Mutex
 	lanes  map[string]*lane
@@ -353,7 +354,7 @@ func (w *Writer) class(k record.Key) (composed, bool) {
 	with := func(present []byte, now metav1.Time) (any, error) {
 		var p gatewayv1.GatewayClassStatus
 		err := json.Unmarshal(present, &p)
-		p.Conditions, p.SupportedFeatures = merge(p.Conditions, s.Conditions, now), w.Features
+		p.Conditions, p.SupportedFeatures = merge(p.Conditions, s.Conditions, now), w.Features(s.Experimental)
 		return p, err
 	}
 	return composed{object: s.Object, with: with, finalizer: gatewayv1.GatewayClassFinalizerGatewaysExist, used: s.Used}, ok

@@ -288,7 +288,7 @@ func (r *replica) build() {
 	r.leader = &shard.Leader{Store: r.db, Proposer: r.group, Weights: r.manager.Weights, Logger: r.log, Now: time.Now,
 		Expect: func() int { return len(r.group.Members()) }}
 	r.status = status.NewWriter(r, r.cfg.ControllerNames, r.log)
-	r.status.Features = translate.SupportedFeatures()
+	r.status.Features = translate.SupportedFeatures
 	r.status.Written = r.metrics.statusWrites.Inc
 	r.acks.changed = r.status.Acked
 }

@@ -64,7 +64,10 @@ func TestMeasureEveryFieldCounts(t *testing.T) {
 }
 
 // honoured are the fields of the experimental channel, of kinds that the standard one has, that are translated, with those below them. All others are refused.
-var honoured = map[string]bool{}
+var honoured = map[string]bool{
+	"HTTPRoute spec/rules/sessionPersistence": true,
+	"GRPCRoute spec/rules/sessionPersistence": true,
+}
 
 // TestExperimentalFieldsAreRefused: whatever stands in a field that only the experimental channel has, a condition says that it is not supported, by the field's name.
 func TestExperimentalFieldsAreRefused(t *testing.T) {

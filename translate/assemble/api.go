@@ -128,6 +128,8 @@ type ClassStatus struct {
 	Controller string
 	Conditions []metav1.Condition // Accepted, SupportedVersion
 	Used       bool               // a Gateway names it
+
+	Experimental bool // the CRDs of its cluster have the fields of the experimental channel
 }
 
 // ParentStatus is one parentRef of a route whose Gateway is ours.

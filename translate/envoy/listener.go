@@ -5,6 +5,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	statefulv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -118,7 +119,7 @@ func DownstreamTLS(secrets []string, clients *Clients, protocols ...string) *tls
 }
 
 // HTTPConnectionManager routes by the named RouteConfiguration from RDS. Its bytes are constant for given arguments: all that routes
-// need is either in here from the start (cors, websocket) or set for each route.
+// need is either in here from the start (cors, sessions, websocket) or set for each route.
 func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog) (*hcmv3.HttpConnectionManager, error) {
 	filters, err := httpFilters()
 	if err != nil {
@@ -151,15 +152,17 @@ func httpFilters() ([]*hcmv3.HttpFilter, error) {
 	for _, f := range []struct {
 		name   string
 		config proto.Message
+		off    bool // until a route says how
 	}{
-		{"envoy.filters.http.cors", &corsv3.Cors{}},
-		{"envoy.filters.http.router", &routerv3.Router{}},
+		{name: "envoy.filters.http.cors", config: &corsv3.Cors{}},
+		{name: SessionFilter, config: &statefulv3.StatefulSession{}, off: true},
+		{name: "envoy.filters.http.router", config: &routerv3.Router{}},
 	} {
 		packed, err := Any(f.config)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, &hcmv3.HttpFilter{Name: f.name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}})
+		out = append(out, &hcmv3.HttpFilter{Name: f.name, Disabled: f.off, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}})
 	}
 	return out, nil
 }

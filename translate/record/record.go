@@ -67,6 +67,7 @@ type Class struct {
 	Object         Object
 	ControllerName string
 	Bundle         string // releases of the Gateway API that the cluster's CRDs are of, "" = nobody says
+	Experimental   bool   `json:",omitempty"` // these CRDs are all of the experimental channel
 	Problems       []Problem
 }
 
