@@ -20,8 +20,9 @@ type action struct {
 	rewrite           *gatewayv1.HTTPURLRewriteFilter
 	mirrors           []*routev3.RouteAction_RequestMirrorPolicy
 	cors              *anypb.Any
-	shares            []share       // empty: nothing to forward to, 500
-	timeout           time.Duration // 0 = none
+	auths             []envoy.Authorization // that must all allow the request, in their order
+	shares            []share               // empty: nothing to forward to, 500
+	timeout           time.Duration         // 0 = none
 	retry             *routev3.RetryPolicy
 }
 
@@ -84,6 +85,7 @@ var filterReaders = map[gatewayv1.HTTPRouteFilterType]func(*ruleCompiler, *gatew
 	gatewayv1.HTTPRouteFilterURLRewrite:      readRewrite,
 	gatewayv1.HTTPRouteFilterRequestMirror:   readMirror,
 	gatewayv1.HTTPRouteFilterCORS:            readCORS,
+	gatewayv1.HTTPRouteFilterExternalAuth:    readExternalAuth,
 	gatewayv1.HTTPRouteFilterExtensionRef: func(_ *ruleCompiler, f *gatewayv1.HTTPRouteFilter, _ *action) (reason string, err error) {
 		ref := value(f.ExtensionRef)
 		return "InvalidKind", fmt.Errorf("%s.%s %s is not a filter that is known here: remove it", ref.Kind, ref.Group, ref.Name)
@@ -267,9 +269,7 @@ func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTP
 		RequestHeadersToRemove:  request.remove,
 		ResponseHeadersToAdd:    response.add,
 		ResponseHeadersToRemove: response.remove,
-	}
-	if a.cors != nil {
-		out.TypedPerFilterConfig = map[string]*anypb.Any{envoy.CORSFilter: a.cors}
+		TypedPerFilterConfig:    a.perFilter(),
 	}
 	switch {
 	case a.redirect != nil:

@@ -24,6 +24,10 @@ func SupportedFeatures(experimental bool) []gatewayv1.SupportedFeature {
 var experiments = []string{
 	"GRPCRouteSessionPersistence",                            // GEP-1619
 	"GRPCRouteSessionPersistenceHeader",                      // GEP-1619
+	"HTTPRouteExternalAuth",                                  // GEP-1494
+	"HTTPRouteExternalAuthForwardBody",                       // GEP-1494
+	"HTTPRouteExternalAuthGRPC",                              // GEP-1494
+	"HTTPRouteExternalAuthHTTP",                              // GEP-1494
 	"HTTPRouteSessionPersistence",                            // GEP-1619
 	"HTTPRouteSessionPersistenceCookieLifetimeTypePermanent", // GEP-1619
 }

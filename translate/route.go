@@ -159,10 +159,15 @@ type ruleCompiler struct {
 // refuse notes why the rule as a whole cannot be served: it then answers 500 (D16).
 func (r *ruleCompiler) refuse(reason, message string) {
 	p := accepted(reason, message)
-	if reason == "InvalidKind" {
+	if ofReferences(reason) {
 		p.Condition = "ResolvedRefs"
 	}
 	r.note(&p)
+}
+
+// ofReferences tells whether a reason belongs to the condition ResolvedRefs.
+func ofReferences(reason string) bool {
+	return slices.Contains([]string{string(gatewayv1.RouteReasonInvalidKind), string(gatewayv1.RouteReasonRefNotPermitted), string(gatewayv1.RouteReasonBackendNotFound)}, reason)
 }
 
 // note adds a problem to this rule's.

@@ -70,7 +70,7 @@ func (r *ruleCompiler) share(ref *gatewayv1.HTTPBackendRef) share {
 // refuseShare notes why one backend's part answers 500.
 func (r *ruleCompiler) refuseShare(ref *gatewayv1.HTTPBackendRef, reason, message string) {
 	p := record.Problem{Condition: "PartiallyInvalid", Reason: reason, Message: fmt.Sprintf("backend %s: %s", ref.Name, message)}
-	if reason == "InvalidKind" {
+	if ofReferences(reason) {
 		p.Condition = "ResolvedRefs"
 	}
 	r.note(&p)
@@ -78,7 +78,7 @@ func (r *ruleCompiler) refuseShare(ref *gatewayv1.HTTPBackendRef, reason, messag
 
 // onlyHeaders tells whether an action changes nothing but headers: that much fits into a weighted cluster of Envoy.
 func (a *action) onlyHeaders() bool {
-	return a.redirect == nil && a.rewrite == nil && a.cors == nil && len(a.mirrors) == 0
+	return a.redirect == nil && a.rewrite == nil && a.cors == nil && len(a.mirrors)+len(a.auths) == 0
 }
 
 // weighted gives the clusters, for a listener with a scheme, with what of the header changes stays with the route. Where a backend has changes of its own the rule's are moved into
@@ -152,6 +152,7 @@ func (a *action) only(s share) *action {
 	}
 	out.request, out.response = a.request.then(s.own.request), a.response.then(s.own.response)
 	out.mirrors = append(slices.Clip(a.mirrors), s.own.mirrors...)
+	out.auths = append(slices.Clip(a.auths), s.own.auths...)
 	if s.own.cors != nil {
 		out.cors = s.own.cors
 	}

@@ -65,8 +65,10 @@ func TestMeasureEveryFieldCounts(t *testing.T) {
 
 // honoured are the fields of the experimental channel, of kinds that the standard one has, that are translated, with those below them. All others are refused.
 var honoured = map[string]bool{
-	"HTTPRoute spec/rules/sessionPersistence": true,
-	"GRPCRoute spec/rules/sessionPersistence": true,
+	"HTTPRoute spec/rules/backendRefs/filters/externalAuth": true,
+	"HTTPRoute spec/rules/filters/externalAuth":             true,
+	"HTTPRoute spec/rules/sessionPersistence":               true,
+	"GRPCRoute spec/rules/sessionPersistence":               true,
 }
 
 // TestExperimentalFieldsAreRefused: whatever stands in a field that only the experimental channel has, a condition says that it is not supported, by the field's name.

@@ -3,6 +3,7 @@ package envoy
 import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	compositev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/composite/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	statefulv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
@@ -119,7 +120,7 @@ func DownstreamTLS(secrets []string, clients *Clients, protocols ...string) *tls
 }
 
 // HTTPConnectionManager routes by the named RouteConfiguration from RDS. Its bytes are constant for given arguments: all that routes
-// need is either in here from the start (cors, sessions, websocket) or set for each route.
+// need is either in here from the start (cors, external authorization, sessions, websocket) or set for each route.
 func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog) (*hcmv3.HttpConnectionManager, error) {
 	filters, err := httpFilters()
 	if err != nil {
@@ -155,6 +156,7 @@ func httpFilters() ([]*hcmv3.HttpFilter, error) {
 		off    bool // until a route says how
 	}{
 		{name: "envoy.filters.http.cors", config: &corsv3.Cors{}},
+		{name: RouteFilters, config: &compositev3.Composite{}, off: true},
 		{name: SessionFilter, config: &statefulv3.StatefulSession{}, off: true},
 		{name: "envoy.filters.http.router", config: &routerv3.Router{}},
 	} {
