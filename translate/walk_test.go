@@ -22,13 +22,11 @@ var walkedCRDs = map[string]string{
 
 // told are the fields that change nothing, and why that is right.
 var told = map[string]string{
-	"GatewayClass.description":                               "a text for people",
-	"HTTPRoute.rules[].filters[].externalAuth":               "the filter's type is refused",
-	"HTTPRoute.rules[].backendRefs[].filters[].externalAuth": "the filter's type is refused",
+	"GatewayClass.description": "a text for people",
 }
 
 // refused are the fields that are not honoured, with all that is below them: that they are there at all is told by a condition.
-var refused = []string{".sessionPersistence", ".externalAuth", ".extensionRef", ".useDefaultGateways", ".defaultScope", ".routability", ".options.{}", "listeners[].filters"}
+var refused = []string{".extensionRef", ".useDefaultGateways", ".defaultScope", ".routability", ".options.{}", "listeners[].filters"}
 
 // refusedPart gives the part of a path that is refused as a whole.
 func refusedPart(path string) (string, bool) {
