@@ -60,8 +60,8 @@ var reached = []string{
 	"pathSeparatedPrefix:", "path: /a", "safeRegex:", "queryParameters:", "regexRewrite:", "hostRewriteLiteral:", "redirect:", "portRedirect:", "requestMirrorPolicies:",
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
-	"sessionPersistence", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
-	"listener filters", "ExternalName", "ExternalAuth", "is not valid: use a DNS name", "program", "missing closing",
+	"sessionPersistence: ", "stateful_session", "ext_authz", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
+	"listener filters", "ExternalName", "filter ExternalAuth: ", "is not valid: use a DNS name", "program", "missing closing",
 }
 
 func note(t *testing.T, seen map[string]int, records map[record.Key]Put) {
@@ -386,7 +386,10 @@ func (w *world) rule() gatewayv1.HTTPRouteRule {
 		out.Retry = maybe(r, gatewayv1.HTTPRouteRetry{Attempts: maybe(r, 0, 3, 3), Backoff: maybe[gatewayv1.Duration](r, "10ms", "10ms", "10ms", "x"), Codes: []gatewayv1.HTTPRouteRetryStatusCode{503}})
 	}
 	if r.IntN(20) == 0 {
-		out.SessionPersistence = &gatewayv1.SessionPersistence{}
+		out.SessionPersistence = &gatewayv1.SessionPersistence{
+			AbsoluteTimeout: maybe[gatewayv1.Duration](r, "1h"), Type: maybe(r, gatewayv1.CookieBasedSessionPersistence, gatewayv1.HeaderBasedSessionPersistence),
+			Cookie: maybe(r, gatewayv1.CookieConfig{LifetimeType: maybe(r, gatewayv1.PermanentCookieLifetimeType)}), Header: maybe(r, gatewayv1.HeaderConfig{Name: "x-session"}),
+		}
 	}
 	return out
 }
@@ -426,6 +429,7 @@ func (w *world) filter() gatewayv1.HTTPRouteFilter {
 		BackendRef: w.backend().BackendObjectReference, Percent: maybe[int32](r, 0, 10, 25, 100, 200), Fraction: maybe(r, gatewayv1.Fraction{Numerator: 1, Denominator: maybe[int32](r, 3, 3, 0)}),
 	})
 	f.CORS = maybe(r, gatewayv1.HTTPCORSFilter{AllowOrigins: some(r, 2, func() gatewayv1.CORSOrigin { return pick[gatewayv1.CORSOrigin](r, "*", "https://a", "https://*.a") }), AllowCredentials: maybe(r, true), AllowMethods: []gatewayv1.HTTPMethodWithWildcard{"*"}, MaxAge: int32(r.IntN(2))})
+	f.ExternalAuth = maybe(r, gatewayv1.HTTPExternalAuthFilter{ExternalAuthProtocol: pick(r, gatewayv1.HTTPRouteExternalAuthHTTPProtocol, gatewayv1.HTTPRouteExternalAuthGRPCProtocol), BackendRef: w.backend().BackendObjectReference})
 	f.ExtensionRef = maybe(r, gatewayv1.LocalObjectReference{Name: "e"})
 	return f
 }
