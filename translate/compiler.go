@@ -56,6 +56,7 @@ const (
 	inputTLS         = "BackendTLSPolicy/all"         // all BackendTLSPolicies of a namespace
 	inputSlices      = "EndpointSlice/all"            // all slices of a Service
 	inputDefinitions = "CustomResourceDefinition/all" // all CRDs of ours that a cluster has
+	inputDefaults    = "Gateway/defaults"             // all Gateways of a cluster that take routes which do not name them
 )
 
 // result is what a unit gave.
@@ -192,10 +193,14 @@ func (c *Compiler) learn(e Event) []input {
 	} else {
 		c.facts[in] = fact
 	}
-	if e.Kind == "BackendTLSPolicy" {
+	changed := append([]input{in}, aspects(in, old, fact)...)
+	switch e.Kind {
+	case "BackendTLSPolicy":
 		c.file(input{inputTLS, e.Namespace, ""}, e.Name, fact)
+	case "Gateway":
+		return append(changed, c.file(input{inputDefaults, "", ""}, record.Join(e.Namespace, e.Name), defaultOf(e, fact))...)
 	}
-	return append([]input{in}, aspects(in, old, fact)...)
+	return changed
 }
 
 // aspects are the smaller inputs that an object's change may touch: a new label selector of a Gateway changes no redirect.

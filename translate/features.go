@@ -22,8 +22,10 @@ func SupportedFeatures(experimental bool) []gatewayv1.SupportedFeature {
 
 // experiments are the features of the experimental channel that are honoured, as their GEPs name them: version 1.7 of the suite does not know these yet.
 var experiments = []string{
+	"GRPCRouteDefaultGateway",                                // GEP-3793
 	"GRPCRouteSessionPersistence",                            // GEP-1619
 	"GRPCRouteSessionPersistenceHeader",                      // GEP-1619
+	"HTTPRouteDefaultGateway",                                // GEP-3793
 	"HTTPRouteExternalAuth",                                  // GEP-1494
 	"HTTPRouteExternalAuthForwardBody",                       // GEP-1494
 	"HTTPRouteExternalAuthGRPC",                              // GEP-1494

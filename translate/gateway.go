@@ -33,9 +33,11 @@ func compileGateway(v *view, k record.Key) compiled {
 	out.Infrastructure, out.Problems = compileInfrastructure(v, f)
 	out.Listeners = compileListeners(v, f.object, f)
 	compileGatewayTLS(v, f, &out)
-	if s := f.spec.DefaultScope; s != "" && s != gatewayv1.GatewayDefaultScopeNone {
-		out.Problems = append(out.Problems, accepted("Invalid", "defaultScope is not supported: remove it, and name the Gateway in the parentRefs of its routes"))
+	scope, err := scopeOf("defaultScope", f.spec.DefaultScope)
+	if err != nil {
+		out.Problems = append(out.Problems, accepted("Invalid", err.Error()))
 	}
+	out.Scope = scope
 	if allowed := f.spec.AllowedListeners; allowed != nil && allowed.Namespaces != nil {
 		var problems []record.Problem
 		var from record.Allowed

@@ -61,7 +61,7 @@ var reached = []string{
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
 	"sessionPersistence: ", "stateful_session", "ext_authz", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
-	"listener filters", "ExternalName", "filter ExternalAuth: ", "is not valid: use a DNS name", "program", "missing closing",
+	"listener filters", "ExternalName", "filter ExternalAuth: ", "Scope: All", "is not valid: use a DNS name", "program", "missing closing",
 }
 
 func note(t *testing.T, seen map[string]int, records map[record.Key]Put) {
@@ -264,19 +264,19 @@ func (w *world) make(kind string) Object {
 		o.Name = pick(r, "ca1", "ca2")
 		o.Data = pick(r, nil, map[string]string{"ca.crt": "none"}, map[string]string{"ca.crt": string(certificates()["ecdsa"].cert)})
 	case *gatewayv1.HTTPRoute:
-		o.Spec = gatewayv1.HTTPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.rule)}
+		o.Spec = gatewayv1.HTTPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent), UseDefaultGateways: w.scope()}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.rule)}
 	case *gatewayv1.GRPCRoute:
-		o.Spec = gatewayv1.GRPCRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.grpcRule)}
+		o.Spec = gatewayv1.GRPCRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent), UseDefaultGateways: w.scope()}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, w.grpcRule)}
 	case *gatewayv1.TLSRoute:
-		o.Spec = gatewayv1.TLSRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, func() gatewayv1.TLSRouteRule {
+		o.Spec = gatewayv1.TLSRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent), UseDefaultGateways: w.scope()}, Hostnames: some(r, 2, w.hostname), Rules: some(r, 2, func() gatewayv1.TLSRouteRule {
 			return gatewayv1.TLSRouteRule{Name: maybe[gatewayv1.SectionName](r, "n"), BackendRefs: some(r, 2, w.backend)}
 		})}
 	case *gatewayv1.TCPRoute:
-		o.Spec = gatewayv1.TCPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Rules: some(r, 2, func() gatewayv1.TCPRouteRule {
+		o.Spec = gatewayv1.TCPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent), UseDefaultGateways: w.scope()}, Rules: some(r, 2, func() gatewayv1.TCPRouteRule {
 			return gatewayv1.TCPRouteRule{Name: maybe[gatewayv1.SectionName](r, "n"), BackendRefs: some(r, 2, w.backend)}
 		})}
 	case *gatewayv1.UDPRoute:
-		o.Spec = gatewayv1.UDPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent)}, Rules: some(r, 2, func() gatewayv1.UDPRouteRule {
+		o.Spec = gatewayv1.UDPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: some(r, 2, w.parent), UseDefaultGateways: w.scope()}, Rules: some(r, 2, func() gatewayv1.UDPRouteRule {
 			return gatewayv1.UDPRouteRule{Name: maybe[gatewayv1.SectionName](r, "n"), BackendRefs: some(r, 2, w.backend)}
 		})}
 	case *corev1.Service:
@@ -300,6 +300,10 @@ func (w *world) make(kind string) Object {
 	return o
 }
 
+func (w *world) scope() gatewayv1.GatewayDefaultScope {
+	return pick(w.r, "", "", "", gatewayv1.GatewayDefaultScopeNone, gatewayv1.GatewayDefaultScopeAll, gatewayv1.GatewayDefaultScopeAll, "Other")
+}
+
 func (w *world) gateway(o *gatewayv1.Gateway) {
 	r := w.r
 	o.Spec.GatewayClassName = pick[gatewayv1.ObjectName](r, "x", "y", "none")
@@ -316,6 +320,7 @@ func (w *world) gateway(o *gatewayv1.Gateway) {
 			}),
 		})}
 	}
+	o.Spec.DefaultScope = w.scope()
 	o.Spec.Listeners = some(r, 3, w.listener)
 }
 

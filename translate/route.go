@@ -39,9 +39,11 @@ func compileRoute(v *view, k record.Key) compiled {
 	spec := lower(f)
 	out := record.Route{Object: f.object, Created: f.created, Parents: parents(spec.object.Namespace, spec.parents)}
 	out.Hostnames, out.Problems = hostnames(spec.hostnames)
-	out.Problems = append(out.Problems, f.defaultGateways()...)
+	scope, problems := f.scope()
+	out.Scope, out.Problems = scope, append(out.Problems, problems...)
+	parents := append(slices.Clip(out.Parents), v.defaults(scope)...)
 	for i := range spec.rules {
-		rule := ruleCompiler{view: v, spec: spec, index: i, rule: &spec.rules[i], parents: out.Parents}
+		rule := ruleCompiler{view: v, spec: spec, index: i, rule: &spec.rules[i], parents: parents}
 		out.Rules = append(out.Rules, rule.compile())
 		out.Problems = append(out.Problems, rule.problems...)
 	}
@@ -54,27 +56,6 @@ func lower(f *routeFact) *routeSpec {
 		return &routeSpec{object: f.object, hostnames: f.http.Hostnames, parents: f.http.ParentRefs, rules: f.http.Rules, consumer: consumerAuto}
 	}
 	return lowerGRPC(f)
-}
-
-// defaultGateways refuses a route that asks for Gateways without naming them: nobody would serve it there.
-func (f *routeFact) defaultGateways() []record.Problem {
-	var scope gatewayv1.GatewayDefaultScope
-	switch {
-	case f.http != nil:
-		scope = f.http.UseDefaultGateways
-	case f.grpc != nil:
-		scope = f.grpc.UseDefaultGateways
-	case f.tls != nil:
-		scope = f.tls.UseDefaultGateways
-	case f.tcp != nil:
-		scope = f.tcp.UseDefaultGateways
-	case f.udp != nil:
-		scope = f.udp.UseDefaultGateways
-	}
-	if scope == "" || scope == gatewayv1.GatewayDefaultScopeNone {
-		return nil
-	}
-	return []record.Problem{accepted("UnsupportedValue", "useDefaultGateways is not supported: remove it, and name Gateways in parentRefs")}
 }
 
 // refsOfRoute are the records that must exist before a route's bytes may be served: its backends, each with its endpoints.

@@ -102,9 +102,9 @@ func tooLarge(value any, size int) any {
 	}
 	switch r := value.(type) {
 	case record.Route:
-		return record.Route{Object: r.Object, Created: r.Created, Hostnames: r.Hostnames, Parents: r.Parents, Problems: []record.Problem{problem}}
+		return record.Route{Object: r.Object, Created: r.Created, Hostnames: r.Hostnames, Parents: r.Parents, Scope: r.Scope, Problems: []record.Problem{problem}}
 	case record.Gateway:
-		return record.Gateway{Object: r.Object, Class: r.Class, Problems: []record.Problem{problem}}
+		return record.Gateway{Object: r.Object, Class: r.Class, Scope: r.Scope, Problems: []record.Problem{problem}}
 	case record.ListenerSet:
 		return record.ListenerSet{Object: r.Object, Created: r.Created, Parent: r.Parent, Problems: []record.Problem{problem}}
 	case record.Secret:

@@ -49,7 +49,8 @@ func streamOf(f *routeFact) *streamSpec {
 func compileStream(v *view, f *routeFact, spec *streamSpec) compiled {
 	out := record.Route{Object: f.object, Created: f.created, Parents: parents(f.object.Namespace, spec.parents)}
 	out.Hostnames, out.Problems = hostnames(spec.hostnames)
-	out.Problems = append(out.Problems, f.defaultGateways()...)
+	scope, problems := f.scope()
+	out.Scope, out.Problems = scope, append(out.Problems, problems...)
 	for i, refs := range spec.backends {
 		if i > 0 {
 			p := accepted("UnsupportedValue", "a second rule would never be reached: remove it")

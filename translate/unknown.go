@@ -95,7 +95,7 @@ func (v *view) missingOf(set input) {
 	}
 	kind, _, _ := strings.Cut(set.kind, "/")
 	for in := range v.c.unknown {
-		if in == (input{}) || in.kind == kind && in.namespace == set.namespace {
+		if in == (input{}) || in.kind == kind && (set.namespace == "" || in.namespace == set.namespace) {
 			v.blind = true
 			return
 		}

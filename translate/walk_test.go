@@ -26,7 +26,7 @@ var told = map[string]string{
 }
 
 // refused are the fields that are not honoured, with all that is below them: that they are there at all is told by a condition.
-var refused = []string{".extensionRef", ".useDefaultGateways", ".defaultScope", ".routability", ".options.{}", "listeners[].filters"}
+var refused = []string{".extensionRef", ".routability", ".options.{}", "listeners[].filters"}
 
 // refusedPart gives the part of a path that is refused as a whole.
 func refusedPart(path string) (string, bool) {

@@ -13,7 +13,7 @@ import (
 
 // outcome is what came of one parentRef.
 type outcome struct {
-	parent  int // index in Route.Parents
+	parent  record.Parent
 	reason  gatewayv1.RouteConditionReason
 	message string
 	taken   []*listener // that it attaches to, served or not
@@ -42,7 +42,7 @@ func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) 
 	a := &attachment{gateway: g}
 	refused := refusal(r)
 	bound, counted := map[int]bool{}, map[int]bool{}
-	for i, p := range r.Parents {
+	for _, p := range append(slices.Clip(r.Parents), g.byDefault(r)...) {
 		set, named := g.owner(k.Cluster, p)
 		if !named {
 			continue
@@ -51,7 +51,7 @@ func attach(k record.Key, r *record.Route, g *gateway, space map[string]string) 
 		if reason == gatewayv1.RouteReasonAccepted && refused != nil {
 			reason, message = gatewayv1.RouteConditionReason(refused.Reason), refused.Message
 		}
-		a.outcomes = append(a.outcomes, outcome{i, reason, message, taken})
+		a.outcomes = append(a.outcomes, outcome{p, reason, message, taken})
 		for _, l := range taken {
 			bound[l.index] = true
 			counted[l.index] = counted[l.index] || refused == nil

@@ -385,6 +385,7 @@ func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
 			g.Frontend.PerPort = []record.PortValidation{{Port: 443}}
 		}
 	}
+	g.Scope = pick(r, "", "", "All")
 	if r.IntN(4) == 0 {
 		secret := secretKey("infra", "cert1")
 		g.Client, g.ClientKey = secretName(secret), &secret
@@ -429,7 +430,11 @@ func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 	if kind == "TCPRoute" || kind == "UDPRoute" {
 		hosts = nil
 	}
+	if r.IntN(4) == 0 {
+		parents = nil
+	}
 	out := routeRecord(k, hosts, parents, rules...)
+	out.Scope = pick(r, "", "", "All")
 	out.Object.Kind = kind
 	out.Created = epoch.Add(time.Duration(r.IntN(3)) * time.Second)
 	if r.IntN(8) == 0 {

@@ -1,8 +1,11 @@
 package assemble
 
 import (
+	"cmp"
 	"maps"
 	"slices"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/translate/record"
 )
@@ -33,7 +36,7 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 	}
 	route := newest.value.(*record.Route)
 	out.Object, out.Hostnames = route.Object, route.Hostnames
-	for i, p := range route.Parents {
+	for _, p := range append(slices.Clip(route.Parents), r.unnamed(route)...) {
 		parent, ok := parentKey(k.Cluster, p)
 		if !ok {
 			continue
@@ -41,7 +44,7 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 		if name := p.Namespace + "/" + p.Name; !s.exists(parent) && !slices.Contains(out.MissingParents, name) {
 			out.MissingParents = append(out.MissingParents, name)
 		}
-		if a, o := r.outcome(i); a != nil && s.fleets[a.gateway.key] != nil {
+		if a, o := r.outcome(p); a != nil && s.fleets[a.gateway.key] != nil {
 			out.Parents = append(out.Parents, parentStatus(k, s.withBackends(route, newest), o, a))
 		}
 	}
@@ -59,8 +62,32 @@ func (s *State) withBackends(r *record.Route, d *decoded) *record.Route {
 	return &out
 }
 
+// maxParents is the API's own limit of a route's status.
+const maxParents = 32
+
+// unnamed are the parents that a route has by default, those that take it first; whoever does not find room in the status is left out.
+func (r *routeState) unnamed(route *record.Route) []record.Parent {
+	var took, refused []record.Parent
+	for _, a := range r.shown {
+		for _, p := range a.gateway.byDefault(route) {
+			if _, o := r.outcome(p); o.reason == gatewayv1.RouteReasonAccepted {
+				took = append(took, p)
+			} else {
+				refused = append(refused, p)
+			}
+		}
+	}
+	for _, all := range [][]record.Parent{took, refused} {
+		slices.SortFunc(all, func(a, b record.Parent) int {
+			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+		})
+	}
+	all := append(took, refused...)
+	return all[:min(len(all), max(0, maxParents-len(route.Parents)))]
+}
+
 // outcome finds what came of a parentRef.
-func (r *routeState) outcome(parent int) (*attachment, outcome) {
+func (r *routeState) outcome(parent record.Parent) (*attachment, outcome) {
 	for _, a := range r.shown {
 		if i := slices.IndexFunc(a.outcomes, func(o outcome) bool { return o.parent == parent }); i >= 0 {
 			return a, a.outcomes[i]

@@ -27,6 +27,7 @@ type State struct {
 	sets      map[record.Key]set // by Gateway: ListenerSets that name it
 	policies  map[space]set      // by namespace: its policies on backends
 	spaces    map[space]set      // by namespace: its routes and ListenerSets
+	scopes    map[string]*scoped // by cluster: what has to do with default Gateways
 	gateways  set                // records of Gateways
 	fleets    map[record.Key]*fleet
 	routes    map[record.Key]*routeState
@@ -63,6 +64,7 @@ func New(c Config) *State {
 		sets:      map[record.Key]set{},
 		policies:  map[space]set{},
 		spaces:    map[space]set{},
+		scopes:    map[string]*scoped{},
 		gateways:  set{},
 		fleets:    map[record.Key]*fleet{},
 		routes:    map[record.Key]*routeState{},
@@ -223,6 +225,7 @@ func (s *State) index(e *entry) {
 	switch e.key.Kind {
 	case record.KindGateway:
 		s.gateways[e.key] = struct{}{}
+		s.indexScope(e)
 	case record.KindPolicy:
 		link(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
 	case record.KindListenerSet:
@@ -232,6 +235,7 @@ func (s *State) index(e *entry) {
 		}
 	case record.KindRoute:
 		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
+		s.indexScope(e)
 		for _, g := range e.parents() {
 			link(s.children, g, e.key)
 		}
@@ -245,6 +249,7 @@ func (s *State) unindex(e *entry) {
 	switch e.key.Kind {
 	case record.KindGateway:
 		delete(s.gateways, e.key)
+		s.unindexScope(e)
 	case record.KindPolicy:
 		unlink(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
 	case record.KindListenerSet:
@@ -254,6 +259,7 @@ func (s *State) unindex(e *entry) {
 		}
 	case record.KindRoute:
 		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
+		s.unindexScope(e)
 		for _, g := range e.parents() {
 			unlink(s.children, g, e.key)
 		}
@@ -292,9 +298,9 @@ func parentsOf(k record.Key, d *decoded) []record.Key {
 	return out
 }
 
-// gatewaysOf are the Gateways that a content of a route names, also by their ListenerSets.
+// gatewaysOf are the Gateways that a content of a route names, also by their ListenerSets, and those that may take it by default.
 func (s *State) gatewaysOf(k record.Key, d *decoded) []record.Key {
-	var out []record.Key
+	out := s.defaultsFor(k, d)
 	for _, p := range parentsOf(k, d) {
 		if p.Kind == record.KindGateway {
 			out = append(out, p)
@@ -357,6 +363,7 @@ func (s *State) rebuild(k record.Key, w *work) {
 	}
 	for _, g := range []*gateway{before, next} {
 		s.touchSets(g, w)
+		s.touchDefaulted(g, w)
 	}
 }
 

@@ -67,6 +67,7 @@ func gatewayStatus(g *gateway) GatewayStatus {
 	accepted := gatewayAccepted(g)
 	out.Conditions = append([]metav1.Condition{accepted}, others(g.problems, g.record.Object.Generation, accepted.Type)...)
 	out.Conditions = append(out.Conditions, clientCertificateResolved(g)...)
+	out.Conditions = append(out.Conditions, defaultGateway(g.record)...)
 	if insecure(g.record.Frontend) {
 		out.Conditions = append(out.Conditions, condition(string(gatewayv1.GatewayConditionInsecureFrontendValidationMode), true, string(gatewayv1.GatewayReasonConfigurationChanged),
 			"clients without a valid certificate are let in on some ports", g.record.Object.Generation))
@@ -333,7 +334,7 @@ func reference(p record.Parent) gatewayv1.ParentReference {
 
 // parentStatus is the entry of one parentRef.
 func parentStatus(k record.Key, r *record.Route, o outcome, a *attachment) ParentStatus {
-	out := ParentStatus{Ref: reference(r.Parents[o.parent]), Controller: a.gateway.class, Conditions: routeConditions(r, o)}
+	out := ParentStatus{Ref: reference(o.parent), Controller: a.gateway.class, Conditions: routeConditions(r, o)}
 	bindings := a.bindingsOf(o)
 	if len(bindings) == 0 || o.reason != gatewayv1.RouteReasonAccepted {
 		return out

@@ -84,6 +84,8 @@ type Gateway struct {
 	Class     string
 	Listeners []Listener
 	Problems  []Problem // of the Gateway as a whole
+	// Scope is that of the routes which it takes though they do not name it (GEP-3793): All, "" = it takes none such.
+	Scope string `json:",omitempty"`
 	// AllowedListeners says which ListenerSets may add listeners, nil = none.
 	AllowedListeners *Allowed  `json:",omitempty"`
 	Frontend         *Frontend `json:",omitempty"`
@@ -175,6 +177,8 @@ type Route struct {
 	Parents   []Parent
 	Rules     []Rule
 	Problems  []Problem // independent of the parent: ResolvedRefs and the like, with their rule
+	// Scope is that of the Gateways which it asks for without naming them (GEP-3793): All, "" = it asks for none such.
+	Scope string `json:",omitempty"`
 }
 
 // Parent is one parentRef, defaulted.
