@@ -97,20 +97,23 @@ func listenerConditions(present []gatewayv1.ListenerStatus, name gatewayv1.Secti
 	return nil
 }
 
+// maxParents is the API's own limit. Parents that a route names are no more; default Gateways may be (GEP-3793), and come last.
+const maxParents = 32
+
 // Route composes a route's status; converge gives how far the fleet of a parent is with this route.
 func Route(s assemble.RouteStatus, converge func(fleet string) Convergence, now metav1.Time, present gatewayv1.RouteStatus, ours func(controller gatewayv1.GatewayController) bool) gatewayv1.RouteStatus {
 	out := gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{}} // a route without parents has an empty list: API servers refuse null
+	foreign := slices.DeleteFunc(slices.Clone(present.Parents), func(p gatewayv1.RouteParentStatus) bool { return ours(p.ControllerName) })
 	for _, p := range s.Parents {
+		if len(out.Parents)+len(foreign) >= maxParents {
+			break
+		}
 		conditions := append(slices.Clone(p.Conditions), routeProgrammed(s, p, converge)...)
 		entry := gatewayv1.RouteParentStatus{ParentRef: p.Ref, ControllerName: gatewayv1.GatewayController(p.Controller)}
 		entry.Conditions = merge(parentConditions(present, entry), conditions, now)
 		out.Parents = append(out.Parents, entry)
 	}
-	for _, p := range present.Parents {
-		if !ours(p.ControllerName) {
-			out.Parents = append(out.Parents, p)
-		}
-	}
+	out.Parents = append(out.Parents, foreign...)
 	return out
 }
 

@@ -398,3 +398,19 @@ func TestOverruledIsNotProgrammed(t *testing.T) {
 		}
 	}
 }
+
+// TestDefaultGatewaysFindRoomInTheStatus: more default Gateways than a status has room for cost neither an entry of another controller nor the whole write.
+func TestDefaultGatewaysFindRoomInTheStatus(t *testing.T) {
+	entry := func(name string) gatewayv1.RouteParentStatus {
+		return gatewayv1.RouteParentStatus{ControllerName: "other.example/controller", ParentRef: gatewayv1.ParentReference{Name: gatewayv1.ObjectName(name)}}
+	}
+	present := gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{entry("a"), entry("b")}}
+	var s assemble.RouteStatus
+	for i := range 40 {
+		s.Parents = append(s.Parents, assemble.ParentStatus{Controller: "ours", Ref: gatewayv1.ParentReference{Name: gatewayv1.ObjectName(fmt.Sprintf("g%02d", i))}})
+	}
+	got := Route(s, nil, metav1.Now(), present, func(c gatewayv1.GatewayController) bool { return c == "ours" }).Parents
+	if len(got) != maxParents || got[0].ParentRef.Name != "g00" || got[29].ParentRef.Name != "g29" || asJSON(got[30:]) != asJSON(present.Parents) {
+		t.Errorf("%d entries:\n%s", len(got), asJSON(got))
+	}
+}

@@ -62,10 +62,7 @@ func (s *State) withBackends(r *record.Route, d *decoded) *record.Route {
 	return &out
 }
 
-// maxParents is the API's own limit of a route's status.
-const maxParents = 32
-
-// unnamed are the parents that a route has by default, those that take it first; whoever does not find room in the status is left out.
+// unnamed are the parents that a route has by default, those that take it first: a status has room for so many only.
 func (r *routeState) unnamed(route *record.Route) []record.Parent {
 	var took, refused []record.Parent
 	for _, a := range r.shown {
@@ -82,8 +79,7 @@ func (r *routeState) unnamed(route *record.Route) []record.Parent {
 			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 		})
 	}
-	all := append(took, refused...)
-	return all[:min(len(all), max(0, maxParents-len(route.Parents)))]
+	return append(took, refused...)
 }
 
 // outcome finds what came of a parentRef.
