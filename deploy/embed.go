@@ -5,7 +5,8 @@ package deploy
 
 import "embed"
 
-// CRDs is the standard channel of the Gateway API, as its module ships it, and EnvoyFleet.
+// CRDs is the standard channel of the Gateway API, as its module ships it, with EnvoyFleet in crds, and in experimental the kinds that only its experimental
+// channel has. These are no part of install.yaml: a cluster of the standard channel stays one.
 //
-//go:embed crds/*.yaml
+//go:embed crds/*.yaml experimental/*.yaml
 var CRDs embed.FS

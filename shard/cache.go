@@ -131,7 +131,7 @@ func (c *cache) weights() (map[string]uint64, bool) {
 		switch id.kind {
 		case "Namespace":
 			out[id.name]++
-		case "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Gateway", "ListenerSet", "BackendTLSPolicy":
+		case "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Gateway", "ListenerSet", "BackendTLSPolicy", "XBackend", "XBackendTrafficPolicy", "XTelemetryPolicy":
 			out[id.namespace]++
 		}
 	}

@@ -11,7 +11,9 @@ import (
 type Ref struct{ Kind, Namespace, Name string }
 
 // ByName tells whether objects of a kind are read only when something refers to them: a control plane that may read every Secret is a prize.
-func ByName(kind string) bool { return kind == "Secret" || kind == "ConfigMap" }
+func ByName(kind string) bool {
+	return kind == "Secret" || kind == "ConfigMap" || kind == kindTrustBundle
+}
 
 // ask notes that an object comes to be read, or is not read any more.
 func (c *Compiler) ask(in input, read bool) {

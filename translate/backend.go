@@ -46,9 +46,19 @@ func splitBackend(name string) (service string, port int32, consumer string, ok 
 	return parts[0], int32(n), parts[2], err == nil && slices.Contains([]string{consumerAuto, consumerH2, consumerTCP, consumerUDP}, parts[2])
 }
 
+// serviceOfKey is the Service of a backend, or what stands in its place.
 func serviceOfKey(k record.Key) string {
 	service, _, _, _ := splitBackend(k.Name)
 	return service
+}
+
+// backendObject names the object that a backend is made of.
+func backendObject(k record.Key) input {
+	service := serviceOfKey(k)
+	if name, ok := strings.CutPrefix(service, xbackendPrefix); ok {
+		return input{kindXBackend, k.Namespace, name}
+	}
+	return input{"Service", k.Namespace, service}
 }
 
 // withEndpoints gives a backend's key with that of its endpoints, whichever of the two it is.
@@ -97,6 +107,9 @@ func (f *serviceFact) port(number int32, consumer string) (port servicePort, rea
 
 // compileBackend makes the Envoy cluster of a (service, port, consumer), Missing where there is no such port.
 func compileBackend(v *view, k record.Key) compiled {
+	if in := backendObject(k); in.kind == kindXBackend {
+		return compileXBackend(v, k, in.name)
+	}
 	out := record.Backend{Name: record.ClusterName(k)}
 	port, consumer, ok := findPort(v, k)
 	if !ok {
@@ -122,6 +135,9 @@ func compileBackend(v *view, k record.Key) compiled {
 		out.TLS.Protocols = []string{"http/1.1"}
 	}
 	cluster, err := envoy.Cluster(out.Name, http2)
+	if b := retryBudget(v, k.Namespace, serviceOfKey(k)); b != nil && err == nil {
+		envoy.LimitRetries(cluster, *b)
+	}
 	out.Bytes = mustBytes(cluster, err)
 	return compiled{value: out}
 }
@@ -130,6 +146,9 @@ func compileBackend(v *view, k record.Key) compiled {
 // of the Service are still to come; one that is there already stays, since the store deletes nothing that a route names.
 func compileEndpoints(v *view, k record.Key) compiled {
 	out := record.Endpoints{Name: record.ClusterName(k)}
+	if backendObject(k).kind == kindXBackend {
+		return compiled{value: out} // its cluster finds them itself
+	}
 	var endpoints []envoy.Endpoint
 	if port, _, ok := findPort(v, k); ok {
 		found := v.slices(k.Namespace, serviceOfKey(k))
@@ -179,8 +198,11 @@ func mustBytes(m proto.Message, err error) []byte {
 
 // resolveBackend checks a reference to a backend. The order matters: a reference that is not permitted tells nothing about what is there.
 func resolveBackend(v *view, from record.Object, ref gatewayv1.BackendObjectReference, consumer string) (record.Key, *record.Problem) {
+	if value(ref.Group) == experimentalGroup && value(ref.Kind) == kindXBackend {
+		return resolveXBackend(v, from, ref, consumer)
+	}
 	if (ref.Group != nil && *ref.Group != "") || (ref.Kind != nil && *ref.Kind != "Service") {
-		p := unresolved("InvalidKind", fmt.Sprintf("backend %s is no core Service: only Services are supported", ref.Name))
+		p := unresolved("InvalidKind", fmt.Sprintf("backend %s is no core Service and no XBackend: only these are supported", ref.Name))
 		return record.Key{}, &p
 	}
 	namespace := from.Namespace

@@ -20,9 +20,11 @@ import (
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
@@ -93,22 +95,26 @@ func testConfig() Config {
 }
 
 var kinds = map[string]func() Object{
-	"EnvoyFleet":       func() Object { return &v1alpha1.EnvoyFleet{} },
-	"GatewayClass":     func() Object { return &gatewayv1.GatewayClass{} },
-	"Gateway":          func() Object { return &gatewayv1.Gateway{} },
-	"ListenerSet":      func() Object { return &gatewayv1.ListenerSet{} },
-	"BackendTLSPolicy": func() Object { return &gatewayv1.BackendTLSPolicy{} },
-	"ConfigMap":        func() Object { return &corev1.ConfigMap{} },
-	"HTTPRoute":        func() Object { return &gatewayv1.HTTPRoute{} },
-	"GRPCRoute":        func() Object { return &gatewayv1.GRPCRoute{} },
-	"TLSRoute":         func() Object { return &gatewayv1.TLSRoute{} },
-	"TCPRoute":         func() Object { return &gatewayv1.TCPRoute{} },
-	"UDPRoute":         func() Object { return &gatewayv1.UDPRoute{} },
-	"Namespace":        func() Object { return &corev1.Namespace{} },
-	"Service":          func() Object { return &corev1.Service{} },
-	"EndpointSlice":    func() Object { return &discoveryv1.EndpointSlice{} },
-	"Secret":           func() Object { return &corev1.Secret{} },
-	"ReferenceGrant":   func() Object { return &gatewayv1.ReferenceGrant{} },
+	"EnvoyFleet":            func() Object { return &v1alpha1.EnvoyFleet{} },
+	"GatewayClass":          func() Object { return &gatewayv1.GatewayClass{} },
+	"Gateway":               func() Object { return &gatewayv1.Gateway{} },
+	"ListenerSet":           func() Object { return &gatewayv1.ListenerSet{} },
+	"XBackend":              func() Object { return &gatewayxv1alpha1.XBackend{} },
+	"XBackendTrafficPolicy": func() Object { return &gatewayxv1alpha1.XBackendTrafficPolicy{} },
+	"XTelemetryPolicy":      func() Object { return &gatewayxv1alpha1.XTelemetryPolicy{} },
+	"BackendTLSPolicy":      func() Object { return &gatewayv1.BackendTLSPolicy{} },
+	"ClusterTrustBundle":    func() Object { return &certificatesv1.ClusterTrustBundle{} },
+	"ConfigMap":             func() Object { return &corev1.ConfigMap{} },
+	"HTTPRoute":             func() Object { return &gatewayv1.HTTPRoute{} },
+	"GRPCRoute":             func() Object { return &gatewayv1.GRPCRoute{} },
+	"TLSRoute":              func() Object { return &gatewayv1.TLSRoute{} },
+	"TCPRoute":              func() Object { return &gatewayv1.TCPRoute{} },
+	"UDPRoute":              func() Object { return &gatewayv1.UDPRoute{} },
+	"Namespace":             func() Object { return &corev1.Namespace{} },
+	"Service":               func() Object { return &corev1.Service{} },
+	"EndpointSlice":         func() Object { return &discoveryv1.EndpointSlice{} },
+	"Secret":                func() Object { return &corev1.Secret{} },
+	"ReferenceGrant":        func() Object { return &gatewayv1.ReferenceGrant{} },
 }
 
 func parseObjects(t testing.TB, text string) []Event {

@@ -54,10 +54,15 @@ const (
 	inputOurs        = "GatewayClass/ours"            // the controller of a GatewayClass
 	inputGrants      = "ReferenceGrant/all"           // all grants of a namespace
 	inputTLS         = "BackendTLSPolicy/all"         // all BackendTLSPolicies of a namespace
+	inputTraffic     = "XBackendTrafficPolicy/all"    // all XBackendTrafficPolicies of a namespace
+	inputTelemetry   = "XTelemetryPolicy/all"         // all XTelemetryPolicies of a namespace
 	inputSlices      = "EndpointSlice/all"            // all slices of a Service
 	inputDefinitions = "CustomResourceDefinition/all" // all CRDs of ours that a cluster has
 	inputDefaults    = "Gateway/defaults"             // all Gateways of a cluster that take routes which do not name them
 )
+
+// policySets are the sets, each of a namespace, in which policies are found by what they are attached to.
+var policySets = map[string]string{"BackendTLSPolicy": inputTLS, kindTraffic: inputTraffic, kindTelemetry: inputTelemetry}
 
 // result is what a unit gave.
 type result struct {
@@ -194,10 +199,10 @@ func (c *Compiler) learn(e Event) []input {
 		c.facts[in] = fact
 	}
 	changed := append([]input{in}, aspects(in, old, fact)...)
-	switch e.Kind {
-	case "BackendTLSPolicy":
-		c.file(input{inputTLS, e.Namespace, ""}, e.Name, fact)
-	case "Gateway":
+	if set, ok := policySets[e.Kind]; ok {
+		c.file(input{set, e.Namespace, ""}, e.Name, fact)
+	}
+	if e.Kind == "Gateway" {
 		return append(changed, c.file(input{inputDefaults, "", ""}, record.Join(e.Namespace, e.Name), defaultOf(e, fact))...)
 	}
 	return changed
@@ -205,9 +210,10 @@ func (c *Compiler) learn(e Event) []input {
 
 // aspects are the smaller inputs that an object's change may touch: a new label selector of a Gateway changes no redirect.
 func aspects(in input, old, fact any) []input {
+	if set, ok := policySets[in.kind]; ok {
+		return []input{{set, in.namespace, ""}}
+	}
 	switch in.kind {
-	case "BackendTLSPolicy":
-		return []input{{inputTLS, in.namespace, ""}}
 	case "Gateway", "ListenerSet":
 		var out []input
 		if !slices.Equal(portsOf(old), portsOf(fact)) {
@@ -284,7 +290,7 @@ func RecordOf(cluster string, e Event) (record.Key, bool) {
 		k.Kind, k.Namespace = record.KindNamespace, e.Name
 	case "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute":
 		k.Kind, k.Name = record.KindRoute, record.Join(e.Kind, e.Name)
-	case "BackendTLSPolicy":
+	case "BackendTLSPolicy", kindTraffic, kindTelemetry, kindXBackend:
 		k.Kind, k.Name = record.KindPolicy, record.Join(e.Kind, e.Name)
 	default:
 		return k, false
@@ -420,5 +426,5 @@ func objectOf(k record.Key) input {
 		kind, name := splitRoute(k.Name)
 		return input{kind, k.Namespace, name}
 	}
-	return input{"Service", k.Namespace, serviceOfKey(k)}
+	return backendObject(k)
 }

@@ -272,7 +272,7 @@ func listenerOf(t *testing.T, routes [][]byte) *listenerv3.Listener {
 		t.Fatal(err)
 	}
 	rc.ValidateClusters = wrapperspb.Bool(false)
-	hcm, err := envoy.HTTPConnectionManager("p", "rc", envoy.AccessLog{})
+	hcm, err := envoy.HTTPConnectionManager("p", "rc", envoy.AccessLog{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

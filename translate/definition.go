@@ -33,6 +33,11 @@ func (d *definitionFact) supports() bool {
 	return err == nil && strings.HasPrefix(d.bundle, "v1.") && minor >= oldestMinor && minor <= newestMinor
 }
 
+// defined tells whether a cluster has a definition of a name.
+func (v *view) defined(name string) bool {
+	return slices.ContainsFunc(set[definitionFact](v, input{inputDefinitions, "", ""}), func(d *definitionFact) bool { return d.name == name })
+}
+
 // experimental tells whether the CRD has the fields of the experimental channel as we know them: those of older releases had other names.
 func (d *definitionFact) experimental() bool {
 	return d.channel == "experimental" && strings.HasPrefix(d.bundle, fmt.Sprintf("v1.%d.", newestMinor))

@@ -5,11 +5,13 @@ import (
 	"slices"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -87,7 +89,23 @@ type policyFact struct {
 	spec *gatewayv1.BackendTLSPolicySpec
 }
 
-type configMapFact struct{ authorities string } // ca.crt
+type trafficFact struct {
+	identity
+	spec *gatewayxv1alpha1.BackendTrafficPolicySpec
+}
+
+type xbackendFact struct {
+	identity
+	spec *gatewayxv1alpha1.BackendSpec
+}
+
+type telemetryFact struct {
+	identity
+	spec *gatewayxv1alpha1.TelemetryPolicySpec
+}
+
+// authoritiesFact is a ConfigMap or a ClusterTrustBundle.
+type authoritiesFact struct{ pem string }
 
 type secretFact struct {
 	kind             string // the Secret's type
@@ -125,8 +143,16 @@ func factOf(kind string, o Object) any {
 		return sliceOf(o)
 	case *gatewayv1.BackendTLSPolicy:
 		return &policyFact{identityOf(kind, o), &o.Spec}
+	case *gatewayxv1alpha1.XBackendTrafficPolicy:
+		return &trafficFact{identityOf(kind, o), &o.Spec}
+	case *gatewayxv1alpha1.XBackend:
+		return &xbackendFact{identityOf(kind, o), &o.Spec}
+	case *gatewayxv1alpha1.XTelemetryPolicy:
+		return &telemetryFact{identityOf(kind, o), &o.Spec}
 	case *corev1.ConfigMap:
-		return &configMapFact{o.Data["ca.crt"]}
+		return &authoritiesFact{o.Data["ca.crt"]}
+	case *certificatesv1.ClusterTrustBundle:
+		return &authoritiesFact{o.Spec.TrustBundle}
 	case *corev1.Secret:
 		return &secretFact{string(o.Type), o.Data[corev1.TLSCertKey], o.Data[corev1.TLSPrivateKeyKey]}
 	case *gatewayv1.ReferenceGrant:

@@ -49,6 +49,7 @@ func compileGateway(v *view, k record.Key) compiled {
 		out.Problems = append(out.Problems, accepted("Pending", fmt.Sprintf("there is no GatewayClass %q: create it, or name another in spec.gatewayClassName", class)))
 		return compiled{value: out}
 	}
+	out.Tracing = compileTracing(v, f.object)
 	return compiled{value: out, refs: refsOfGateway(out)}
 }
 
@@ -57,6 +58,9 @@ func refsOfGateway(g record.Gateway) []record.Key {
 	out := refsOfListeners(g.Listeners)
 	if g.ClientKey != nil {
 		out = append(out, *g.ClientKey)
+	}
+	if g.Tracing != nil {
+		out = append(out, withEndpoints(g.Tracing.Collector)...)
 	}
 	if g.Frontend == nil {
 		return out

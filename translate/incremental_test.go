@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -62,6 +64,7 @@ var reached = []string{
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
 	"sessionPersistence: ", "stateful_session", "ext_authz", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
 	"listener filters", "ExternalName", "filter ExternalAuth: ", "Scope: All", "is not valid: use a DNS name", "program", "missing closing",
+	"/XBackend:v1/0/auto", "STRICT_DNS", "autoConfig:", "is the proxy itself", "is not accepted", "has no spec.trustBundle", "Tracing:", "is no share", "attributeKey weather", "retryBudget:", "is no rate", "is no percentage", "of an XBackendTrafficPolicy is deprecated",
 }
 
 func note(t *testing.T, seen map[string]int, records map[record.Key]Put) {
@@ -114,7 +117,7 @@ func (w *world) edit() {
 }
 
 func (w *world) change() Event {
-	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "BackendTLSPolicy", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
+	kind := pick(w.r, "EnvoyFleet", "GatewayClass", "Gateway", "Gateway", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "Namespace", "ListenerSet", "ConfigMap", "ClusterTrustBundle", "BackendTLSPolicy", "XBackend", "XBackendTrafficPolicy", "XTelemetryPolicy", "Service", "Service", "EndpointSlice", "EndpointSlice", "Secret", "ReferenceGrant")
 	o := w.make(kind)
 	e := eventOf(kind, o)
 	in := input{kind, e.Namespace, e.Name}
@@ -254,12 +257,32 @@ func (w *world) make(kind string) Object {
 		o.Spec.Validation = gatewayv1.BackendTLSPolicyValidation{
 			Hostname: pick[gatewayv1.PreciseHostname](r, "s.example", "s.example", "*"), WellKnownCACertificates: maybe(r, gatewayv1.WellKnownCACertificatesSystem, "Other"),
 			CACertificateRefs: some(r, 2, func() gatewayv1.LocalObjectReference {
-				return gatewayv1.LocalObjectReference{Kind: pick[gatewayv1.Kind](r, "ConfigMap", "ConfigMap", "Secret"), Name: pick[gatewayv1.ObjectName](r, "ca1", "ca2")}
+				name := pick[gatewayv1.ObjectName](r, "ca1", "ca2")
+				return pick(r, gatewayv1.LocalObjectReference{Kind: "ConfigMap", Name: name}, gatewayv1.LocalObjectReference{Kind: "Secret", Name: name}, gatewayv1.LocalObjectReference{Group: "certificates.k8s.io", Kind: kindTrustBundle, Name: name})
 			}),
 			SubjectAltNames: some(r, 1, func() gatewayv1.SubjectAltName {
 				return gatewayv1.SubjectAltName{Type: pick[gatewayv1.SubjectAltNameType](r, "Hostname", "URI", "IP"), Hostname: "x.example"}
 			}),
 		}
+	case *gatewayxv1alpha1.XBackend:
+		o.Name = pick(r, "v1", "v2")
+		o.Spec = gatewayxv1alpha1.BackendSpec{Type: pick(r, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeEndpointSelector), Protocol: maybe(r, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP11, gatewayxv1alpha1.BackendProtocolGRPC, gatewayxv1alpha1.BackendProtocolTCP),
+			Port: gatewayxv1alpha1.BackendPort{Number: pick[gatewayxv1alpha1.PortNumber](r, 80, 443)}, ExternalHostname: &gatewayxv1alpha1.ExternalHostnameBackend{Hostname: pick[gatewayv1.PreciseHostname](r, "a.example", "a.localhost", "10.0.0.1")}}
+		if r.IntN(2) == 0 {
+			o.Spec.TLS = &gatewayxv1alpha1.BackendTLS{Mode: pick(r, gatewayxv1alpha1.BackendTLSModeServerOnly, gatewayxv1alpha1.BackendTLSModeServerOnly, gatewayxv1alpha1.BackendTLSModeClientAndServer),
+				Validation: pick(r, &gatewayv1.BackendTLSPolicyValidation{Hostname: "s.example", WellKnownCACertificates: new(gatewayv1.WellKnownCACertificatesSystem)},
+					&gatewayv1.BackendTLSPolicyValidation{Hostname: "s.example", CACertificateRefs: []gatewayv1.LocalObjectReference{{Kind: "ConfigMap", Name: pick[gatewayv1.ObjectName](r, "ca1", "ca2")}}})}
+		}
+	case *gatewayxv1alpha1.XBackendTrafficPolicy:
+		w.traffic(o)
+	case *gatewayxv1alpha1.XTelemetryPolicy:
+		w.tracing(&o.Spec.Tracing)
+		o.Spec.TargetRefs = some(r, 2, func() gatewayv1.LocalObjectReference {
+			return gatewayv1.LocalObjectReference{Group: gatewayv1.GroupName, Kind: pick[gatewayv1.Kind](r, "Gateway", "Gateway", "Service"), Name: pick[gatewayv1.ObjectName](r, "x", "y")}
+		})
+	case *certificatesv1.ClusterTrustBundle:
+		o.Name, o.Namespace = pick(r, "ca1", "ca2"), ""
+		o.Spec.TrustBundle = pick(r, "", "none", string(certificates()["ecdsa"].cert))
 	case *corev1.ConfigMap:
 		o.Name = pick(r, "ca1", "ca2")
 		o.Data = pick(r, nil, map[string]string{"ca.crt": "none"}, map[string]string{"ca.crt": string(certificates()["ecdsa"].cert)})
@@ -291,7 +314,7 @@ func (w *world) make(kind string) Object {
 		w.secret(o)
 	case *gatewayv1.ReferenceGrant:
 		o.Spec.From = some(r, 2, func() gatewayv1.ReferenceGrantFrom {
-			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet"), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
+			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, gatewayv1.GroupName, experimentalGroup, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet", kindTelemetry), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
 		})
 		o.Spec.To = some(r, 2, func() gatewayv1.ReferenceGrantTo {
 			return gatewayv1.ReferenceGrantTo{Group: pick[gatewayv1.Group](r, "", "", "x"), Kind: pick[gatewayv1.Kind](r, "Service", "Secret", "ConfigMap"), Name: maybe[gatewayv1.ObjectName](r, "v1", "s1")}
@@ -302,6 +325,33 @@ func (w *world) make(kind string) Object {
 
 func (w *world) scope() gatewayv1.GatewayDefaultScope {
 	return pick(w.r, "", "", "", gatewayv1.GatewayDefaultScopeNone, gatewayv1.GatewayDefaultScopeAll, gatewayv1.GatewayDefaultScopeAll, "Other")
+}
+
+func (w *world) tracing(o *gatewayxv1alpha1.TracingConfig) {
+	r := w.r
+	o.Mode = pick(r, gatewayxv1alpha1.TracingModeEnabled, gatewayxv1alpha1.TracingModeEnabled, gatewayxv1alpha1.TracingModeEnabled, gatewayxv1alpha1.TracingModeDisabled)
+	o.Provider.BackendRef = w.backend().BackendObjectReference
+	o.SamplingRate = maybe(r, gatewayv1.Fraction{Numerator: 1}, gatewayv1.Fraction{Numerator: 1, Denominator: new(int32(3))}, gatewayv1.Fraction{Numerator: 200})
+	o.ParentBasedSampling.Mode = pick(r, "", gatewayxv1alpha1.ParentBasedSamplingModeDisabled)
+	o.Attributes = some(r, 1, func() gatewayxv1alpha1.Attribute {
+		return gatewayxv1alpha1.Attribute{Name: "a", SourceType: gatewayxv1alpha1.AttributeSourceAttribute, AttributeKey: pick(r, "url.path", "url.path", "weather")}
+	})
+}
+
+func (w *world) traffic(o *gatewayxv1alpha1.XBackendTrafficPolicy) {
+	r := w.r
+	o.Spec.TargetRefs = some(r, 2, func() gatewayv1.LocalPolicyTargetReference {
+		return gatewayv1.LocalPolicyTargetReference{Kind: pick[gatewayv1.Kind](r, "Service", "Service", "Bucket"), Name: pick[gatewayv1.ObjectName](r, "v1", "v2")}
+	})
+	if r.IntN(4) > 0 {
+		o.Spec.RetryConstraint = &gatewayxv1alpha1.RetryConstraint{
+			Budget:       maybe(r, gatewayxv1alpha1.BudgetDetails{Percent: maybe(r, 0, 50, 101), Interval: maybe[gatewayv1.Duration](r, "5s", "soon")}),
+			MinRetryRate: maybe(r, gatewayxv1alpha1.RequestRate{Count: maybe(r, 7, 100), Interval: maybe[gatewayv1.Duration](r, "2s", "0s")}),
+		}
+	}
+	if r.IntN(6) == 0 {
+		o.Spec.SessionPersistence = &gatewayv1.SessionPersistence{}
+	}
 }
 
 func (w *world) gateway(o *gatewayv1.Gateway) {
@@ -454,6 +504,10 @@ func (w *world) modifier() *gatewayv1.HTTPPathModifier {
 
 func (w *world) backend() gatewayv1.BackendRef {
 	r := w.r
+	if r.IntN(6) == 0 {
+		return gatewayv1.BackendRef{BackendObjectReference: gatewayv1.BackendObjectReference{
+			Group: new(gatewayv1.Group(experimentalGroup)), Kind: new(gatewayv1.Kind(kindXBackend)), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "v1", "v2"), Port: maybe[int32](r, 80)}}
+	}
 	return gatewayv1.BackendRef{
 		BackendObjectReference: gatewayv1.BackendObjectReference{
 			Group: maybe[gatewayv1.Group](r, "", "", "", "", "", "g"), Kind: maybe[gatewayv1.Kind](r, "Service", "Service", "Service", "Service", "Service", "Bucket"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"),

@@ -54,9 +54,17 @@ func backendTLS(v *view, namespace, service string, port servicePort) (_ *record
 
 // policyTLS reads a policy, with what is wrong with it: a problem of Accepted says that it cannot be followed at all.
 func policyTLS(v *view, f *policyFact) (*record.BackendTLS, []record.Problem) {
-	in := &f.spec.Validation
+	out, problems := readValidation(v, f.object.Namespace, &f.spec.Validation)
+	if len(f.spec.Options) > 0 {
+		problems = append(problems, accepted("Invalid", "options are not supported, and nothing is sent without them: remove them"))
+	}
+	return out, problems
+}
+
+// readValidation reads how the certificate of a backend is validated, by what is in a namespace.
+func readValidation(v *view, namespace string, in *gatewayv1.BackendTLSPolicyValidation) (*record.BackendTLS, []record.Problem) {
 	out := &record.BackendTLS{ServerName: string(in.Hostname)}
-	problems := policyTrust(v, f, out)
+	problems := readTrust(v, namespace, in, out)
 	if !preciseHostname(out.ServerName) {
 		problems = append(problems, accepted("Invalid", fmt.Sprintf("validation.hostname %q is no DNS name: correct it", in.Hostname)))
 	}
@@ -70,9 +78,6 @@ func policyTLS(v *view, f *policyFact) (*record.BackendTLS, []record.Problem) {
 			problems = append(problems, accepted("Invalid", fmt.Sprintf("subjectAltNames of type %s are not supported: use Hostname or URI", san.Type)))
 		}
 	}
-	if len(f.spec.Options) > 0 {
-		problems = append(problems, accepted("Invalid", "options are not supported, and nothing is sent without them: remove them"))
-	}
 	return out, problems
 }
 
@@ -80,9 +85,8 @@ func preciseHostname(h string) bool {
 	return len(h) <= 253 && hostname.MatchString(h) && !strings.HasPrefix(h, "*")
 }
 
-// policyTrust reads whom a policy trusts. A reference that cannot be used is left out; where none is left, the policy cannot be followed.
-func policyTrust(v *view, f *policyFact, out *record.BackendTLS) (problems []record.Problem) {
-	in := &f.spec.Validation
+// readTrust reads whom a validation trusts. A reference that cannot be used is left out; where none is left, nothing can be validated.
+func readTrust(v *view, namespace string, in *gatewayv1.BackendTLSPolicyValidation, out *record.BackendTLS) (problems []record.Problem) {
 	if len(in.CACertificateRefs) == 0 {
 		switch known := value(in.WellKnownCACertificates); known {
 		case gatewayv1.WellKnownCACertificatesSystem:
@@ -94,11 +98,15 @@ func policyTrust(v *view, f *policyFact, out *record.BackendTLS) (problems []rec
 		}
 	}
 	for _, ref := range in.CACertificateRefs {
-		if ref.Group != "" || ref.Kind != "ConfigMap" {
-			problems = append(problems, unresolved(string(gatewayv1.BackendTLSPolicyReasonInvalidKind), fmt.Sprintf("caCertificateRef %s is no core ConfigMap: name a ConfigMap with a key ca.crt", ref.Name)))
+		if bad := v.notOfAuthorities(ref.Group, ref.Kind); bad != "" {
+			problems = append(problems, unresolved(string(gatewayv1.BackendTLSPolicyReasonInvalidKind), fmt.Sprintf("caCertificateRef %s %s", ref.Name, bad)))
 			continue
 		}
-		bundle, reason := authorities(v, string(ref.Kind), f.object.Namespace, string(ref.Name))
+		in := namespace
+		if ref.Kind == kindTrustBundle {
+			in = ""
+		}
+		bundle, reason := authorities(v, string(ref.Kind), in, string(ref.Name))
 		if reason != "" {
 			problems = append(problems, unresolved(string(gatewayv1.BackendTLSPolicyReasonInvalidCACertificateRef), fmt.Sprintf("%s %s %s", ref.Kind, ref.Name, reason)))
 			continue
@@ -111,10 +119,23 @@ func policyTrust(v *view, f *policyFact, out *record.BackendTLS) (problems []rec
 	return problems
 }
 
-// compilePolicy makes the record of a BackendTLSPolicy.
+// policyCompilers is the table of what makes the record of which policy.
+var policyCompilers = map[string]func(v *view, namespace, name string) record.Policy{
+	"BackendTLSPolicy": compileTLSPolicy,
+	kindTraffic:        compileTrafficPolicy,
+	kindTelemetry:      compileTelemetryPolicy,
+	kindXBackend:       compileXBackendPolicy,
+}
+
+// compilePolicy makes the record of a policy.
 func compilePolicy(v *view, k record.Key) compiled {
 	kind, name := splitRoute(k.Name)
-	f := fact[policyFact](v, kind, k.Namespace, name)
+	return compiled{value: policyCompilers[kind](v, k.Namespace, name)}
+}
+
+// compileTLSPolicy makes the record of a BackendTLSPolicy.
+func compileTLSPolicy(v *view, namespace, name string) record.Policy {
+	f := fact[policyFact](v, "BackendTLSPolicy", namespace, name)
 	out := record.Policy{Object: f.object}
 	_, out.Problems = policyTLS(v, f)
 	lost := 0
@@ -126,9 +147,9 @@ func compilePolicy(v *view, k record.Key) compiled {
 		if !slices.Contains(out.Services, string(t.Name)) {
 			out.Services = append(out.Services, string(t.Name))
 		}
-		if winner := tlsWinner(v, k.Namespace, t); winner != f {
+		if winner := tlsWinner(v, namespace, t); winner != f {
 			lost++
-			out.Problems = append([]record.Problem{conflicted(winner, t)}, out.Problems...)
+			out.Problems = append([]record.Problem{conflicted(winner.object, t.LocalPolicyTargetReference)}, out.Problems...)
 		}
 	}
 	if lost > 0 && lost < len(f.spec.TargetRefs) { // the rest of it is followed
@@ -138,7 +159,7 @@ func compilePolicy(v *view, k record.Key) compiled {
 			}
 		}
 	}
-	return compiled{value: out}
+	return out
 }
 
 func tlsWinner(v *view, namespace string, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) *policyFact {
@@ -150,6 +171,6 @@ func tlsWinner(v *view, namespace string, t gatewayv1.LocalPolicyTargetReference
 	return nil
 }
 
-func conflicted(winner *policyFact, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) record.Problem {
-	return accepted(string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("BackendTLSPolicy %s comes first for Service %s: remove one of the two", winner.object.Name, t.Name))
+func conflicted(winner record.Object, t gatewayv1.LocalPolicyTargetReference) record.Problem {
+	return accepted(string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("%s %s comes first for %s %s: remove one of the two", winner.Kind, winner.Name, t.Kind, t.Name))
 }

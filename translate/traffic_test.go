@@ -42,8 +42,8 @@ type rig struct {
 	state *assemble.State
 }
 
-// run compiles and assembles manifests and has the real Envoy serve them, by ADS from go-control-plane's server.
-func run(t *testing.T, manifests string) *rig {
+// run compiles and assembles manifests and has the real Envoy serve them, by ADS from go-control-plane's server; more is more of its bootstrap.
+func run(t *testing.T, manifests string, more ...string) *rig {
 	t.Helper()
 	r := &rig{t: t, ports: map[string]string{}}
 	r.assemble(manifests)
@@ -73,7 +73,7 @@ func run(t *testing.T, manifests string) *rig {
 	if err := snapshots.SetSnapshot(t.Context(), "n", snapshot); err != nil {
 		t.Fatal(err)
 	}
-	startProxy(t, serveSnapshots(t, snapshots))
+	startProxy(t, serveSnapshots(t, snapshots), more...)
 	for _, m := range all[resource.ListenerType] {
 		if at := m.(*listenerv3.Listener).Address.GetSocketAddress(); at.Protocol == corev3.SocketAddress_TCP {
 			awaitListener(t, fmt.Sprintf("127.0.0.1:%d", at.GetPortValue()))
@@ -164,10 +164,10 @@ func serveSnapshots(t *testing.T, snapshots cache.Cache) (address string) {
 	return lis.Addr().String()
 }
 
-func startProxy(t *testing.T, xds string) {
+func startProxy(t *testing.T, xds string, more ...string) {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(xds)
-	config := fmt.Sprintf(`{"node": {"id": "n", "cluster": "c"},
+	config := "{" + strings.Join(append(more, ""), ", ") + fmt.Sprintf(`"node": {"id": "n", "cluster": "c"},
 	"dynamic_resources": {"cds_config": {"ads": {}, "resource_api_version": "V3"}, "lds_config": {"ads": {}, "resource_api_version": "V3"},
 	  "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]}},
 	"static_resources": {"clusters": [{"name": "xds", "connect_timeout": "1s", "type": "STATIC",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -58,9 +59,16 @@ func clientValidation(v *view, from record.Object, in *gatewayv1.FrontendTLSVali
 }
 
 func resolveAuthority(v *view, from record.Object, ref gatewayv1.ObjectReference) (record.Key, *record.Problem) {
-	if ref.Group != "" || ref.Kind != "ConfigMap" {
-		p := unresolved(string(gatewayv1.ListenerReasonInvalidCACertificateKind), fmt.Sprintf("tls.frontend: caCertificateRef %s is no core ConfigMap: name a ConfigMap with a key ca.crt", ref.Name))
+	if bad := v.notOfAuthorities(ref.Group, ref.Kind); bad != "" {
+		p := unresolved(string(gatewayv1.ListenerReasonInvalidCACertificateKind), fmt.Sprintf("tls.frontend: caCertificateRef %s %s", ref.Name, bad))
 		return record.Key{}, &p
+	}
+	if ref.Kind == kindTrustBundle {
+		if ref.Namespace != nil {
+			p := unresolved(string(gatewayv1.ListenerReasonInvalidCACertificateRef), fmt.Sprintf("tls.frontend: ClusterTrustBundle %s is in no namespace: remove namespace from the caCertificateRef", ref.Name))
+			return record.Key{}, &p
+		}
+		return v.key(record.KindTrust, "", record.Join(kindTrustBundle, string(ref.Name))), nil
 	}
 	namespace := from.Namespace
 	if ref.Namespace != nil {
@@ -73,6 +81,26 @@ func resolveAuthority(v *view, from record.Object, ref gatewayv1.ObjectReference
 	return v.key(record.KindTrust, namespace, record.Join("ConfigMap", string(ref.Name))), nil
 }
 
+// kindTrustBundle are certificates of authorities for the whole cluster (GEP-5075): a built-in kind of Kubernetes 1.37 and, as a beta, of some before. It needs no
+// ReferenceGrant, for everybody may read it.
+const kindTrustBundle = "ClusterTrustBundle"
+
+// TrustBundles is the name under which a source tells, as of a CRD, that its cluster serves ClusterTrustBundles.
+const TrustBundles = "clustertrustbundles." + certificatesv1.GroupName
+
+// notOfAuthorities says why nothing of a kind can hold certificates of authorities, "" = it can.
+func (v *view) notOfAuthorities(group gatewayv1.Group, kind gatewayv1.Kind) string {
+	switch {
+	case group == "" && kind == "ConfigMap":
+		return ""
+	case group != certificatesv1.GroupName || kind != kindTrustBundle:
+		return "is no core ConfigMap and no ClusterTrustBundle: name a ConfigMap with a key ca.crt, or a ClusterTrustBundle of certificates.k8s.io"
+	case v.c.cfg.Asked && !v.defined(TrustBundles):
+		return "is a ClusterTrustBundle, which this cluster does not serve: turn it on in the API server, or name a ConfigMap with a key ca.crt"
+	}
+	return ""
+}
+
 // compileTrust makes the record of authorities that somebody trusts.
 func compileTrust(v *view, k record.Key) compiled {
 	kind, name := splitRoute(k.Name)
@@ -80,24 +108,31 @@ func compileTrust(v *view, k record.Key) compiled {
 	if reason == "" {
 		return compiled{value: record.Trust{PEM: []byte(bundle)}}
 	}
-	p := unresolved(string(gatewayv1.ListenerReasonInvalidCACertificateRef), fmt.Sprintf("%s %s/%s %s", kind, k.Namespace, name, reason))
+	if k.Namespace != "" {
+		name = k.Namespace + "/" + name
+	}
+	p := unresolved(string(gatewayv1.ListenerReasonInvalidCACertificateRef), fmt.Sprintf("%s %s %s", kind, name, reason))
 	return compiled{value: record.Trust{Problem: &p}}
 }
 
-// authorities reads the certificates of authorities from a ConfigMap.
+// placeOfPEM is where an object of a kind has its certificates.
+var placeOfPEM = map[string]string{"ConfigMap": "key ca.crt", kindTrustBundle: "spec.trustBundle"}
+
+// authorities reads the certificates of authorities from a ConfigMap or a ClusterTrustBundle.
 func authorities(v *view, kind, namespace, name string) (bundle, reason string) {
-	f := fact[configMapFact](v, kind, namespace, name)
+	f := fact[authoritiesFact](v, kind, namespace, name)
+	place := placeOfPEM[kind]
 	if f == nil {
 		return "", v.absence(kind, namespace, name)
 	}
-	if f.authorities == "" {
-		return "", "has no key ca.crt: put certificates in PEM there"
+	if f.pem == "" {
+		return "", fmt.Sprintf("has no %s: put certificates in PEM there", place)
 	}
-	return cleanBundle(f.authorities)
+	return cleanBundle(f.pem, place)
 }
 
 // cleanBundle keeps the certificates of a PEM bundle: Envoy rejects a whole resource for one that is broken.
-func cleanBundle(in string) (bundle, reason string) {
+func cleanBundle(in, place string) (bundle, reason string) {
 	var out strings.Builder
 	for rest := []byte(in); ; {
 		var block *pem.Block
@@ -108,12 +143,12 @@ func cleanBundle(in string) (bundle, reason string) {
 			continue
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return "", fmt.Sprintf("holds a broken certificate (%v): correct ca.crt", err)
+			return "", fmt.Sprintf("holds a broken certificate (%v): correct %s", err, strings.TrimPrefix(place, "key "))
 		}
 		out.Write(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}))
 	}
 	if out.Len() == 0 {
-		return "", "holds no certificate: put certificates in PEM into ca.crt"
+		return "", fmt.Sprintf("holds no certificate: put certificates in PEM into %s", strings.TrimPrefix(place, "key "))
 	}
 	return out.String(), ""
 }

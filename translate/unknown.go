@@ -44,6 +44,9 @@ func (c *Compiler) answered(e Event) (again []record.Key) {
 
 // absence says why an object that is read by name could not be found, and what to do.
 func (v *view) absence(kind, namespace, name string) string {
+	if namespace == "" && v.c.answers[input{kind, namespace, name}] == denied {
+		return fmt.Sprintf("may not be read: RBAC forbids Fleetgate to list and watch it: grant %ss to its service account as deploy/rbac.yaml does", kind)
+	}
 	if v.c.answers[input{kind, namespace, name}] == denied {
 		return fmt.Sprintf("may not be read: RBAC forbids Fleetgate to list and watch it: grant %ss to its service account as deploy/rbac.yaml does, or in namespace %s alone", kind, namespace)
 	}

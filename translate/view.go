@@ -99,8 +99,12 @@ func (v *view) granted(fromKind, fromNamespace, toKind, toNamespace, toName stri
 }
 
 func (g *grantFact) allows(fromKind, fromNamespace, toKind, toName string) bool {
+	group := gatewayv1.Group(gatewayv1.GroupName)
+	if fromKind == kindTelemetry {
+		group = experimentalGroup
+	}
 	from := slices.ContainsFunc(g.from, func(f gatewayv1.ReferenceGrantFrom) bool {
-		return f.Group == gatewayv1.GroupName && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace
+		return f.Group == group && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace
 	})
 	return from && slices.ContainsFunc(g.to, func(t gatewayv1.ReferenceGrantTo) bool {
 		return t.Group == "" && string(t.Kind) == toKind && (t.Name == nil || *t.Name == "" || string(*t.Name) == toName)

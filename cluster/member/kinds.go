@@ -6,10 +6,13 @@ import (
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 )
@@ -17,13 +20,16 @@ import (
 // GatewayGroup is the API group of the Gateway API.
 const GatewayGroup = gatewayv1.GroupName
 
+// experimentalGroup is the group of its kinds that are in no release's standard channel.
+const experimentalGroup = "gateway.networking.x-k8s.io"
+
 // kind is a kind of object that a directory may hold.
 type kind struct {
 	name       string
 	group      string // "" is the core group
 	version    string // of the Go type that is handed out
 	namespaced bool
-	crd        string // file in deploy/crds; "" = a kind that is built into API servers
+	crd        string // file in deploy; "" = a kind that is built into API servers
 	make       func() Object
 	nameRule   validation.ValidateNameFunc
 	// complete sets defaults, and check finds what an API server would refuse; both only for built-in kinds, CRDs say it themselves.
@@ -45,12 +51,16 @@ var kinds = []*kind{
 	crd("GatewayClass", "gatewayclasses", func() Object { return &gatewayv1.GatewayClass{} }).clusterScoped(),
 	crd("ReferenceGrant", "referencegrants", func() Object { return &gatewayv1.ReferenceGrant{} }),
 	builtin("ConfigMap", "", "v1", func() Object { return &corev1.ConfigMap{} }).checked(checkConfigMap),
+	builtin("ClusterTrustBundle", certificatesv1.GroupName, "v1", func() Object { return &certificatesv1.ClusterTrustBundle{} }).named(path.ValidatePathSegmentName).clusterScoped(),
 	builtin("Secret", "", "v1", func() Object { return &corev1.Secret{} }).completed(completeSecret).checked(checkSecret),
 	builtin("Service", "", "v1", func() Object { return &corev1.Service{} }).named(validation.NameIsDNS1035Label).
 		completed(completeService).checked(checkService),
 	builtin("EndpointSlice", discoveryv1.GroupName, "v1", func() Object { return &discoveryv1.EndpointSlice{} }).
 		completed(completeEndpointSlice).checked(checkEndpointSlice),
 	crd("BackendTLSPolicy", "backendtlspolicies", func() Object { return &gatewayv1.BackendTLSPolicy{} }),
+	experimental("XBackend", "xbackends", func() Object { return &gatewayxv1alpha1.XBackend{} }),
+	experimental("XBackendTrafficPolicy", "xbackendtrafficpolicies", func() Object { return &gatewayxv1alpha1.XBackendTrafficPolicy{} }),
+	experimental("XTelemetryPolicy", "xtelemetrypolicies", func() Object { return &gatewayxv1alpha1.XTelemetryPolicy{} }),
 	crd("Gateway", "gateways", func() Object { return &gatewayv1.Gateway{} }),
 	crd("ListenerSet", "listenersets", func() Object { return &gatewayv1.ListenerSet{} }),
 	crd("HTTPRoute", "httproutes", func() Object { return &gatewayv1.HTTPRoute{} }),
@@ -79,6 +89,13 @@ func builtin(name, group, version string, new func() Object) *kind {
 func crd(name, file string, new func() Object) *kind {
 	k := builtin(name, GatewayGroup, "v1", new)
 	k.crd = "crds/" + GatewayGroup + "_" + file + ".yaml"
+	return k
+}
+
+// experimental is a kind that only the Gateway API's experimental channel has.
+func experimental(name, file string, new func() Object) *kind {
+	k := builtin(name, experimentalGroup, "v1alpha1", new)
+	k.crd = "experimental/" + experimentalGroup + "_" + file + ".yaml"
 	return k
 }
 

@@ -138,15 +138,20 @@ func routeProgrammed(s assemble.RouteStatus, p assemble.ParentStatus, converge f
 	return []metav1.Condition{c}
 }
 
-// maxAncestors is the API's own limit.
-const maxAncestors = 16
+// maxAncestors is the API's own limit for a kind.
+func maxAncestors(kind string) int {
+	if kind == "XBackend" {
+		return 32
+	}
+	return 16
+}
 
-// Policy composes the status of a policy: an entry for each Gateway of ours, then those of other controllers, of which none is dropped.
+// Policy composes the status of a policy, or of an XBackend, which has the same shape: an entry for each Gateway of ours, then those of other controllers, of which none is dropped.
 func Policy(s assemble.PolicyStatus, now metav1.Time, present gatewayv1.PolicyStatus, ours func(gatewayv1.GatewayController) bool) gatewayv1.PolicyStatus {
 	foreign := slices.DeleteFunc(slices.Clone(present.Ancestors), func(a gatewayv1.PolicyAncestorStatus) bool { return ours(a.ControllerName) })
 	out := gatewayv1.PolicyStatus{Ancestors: []gatewayv1.PolicyAncestorStatus{}}
 	for _, a := range s.Ancestors {
-		if len(out.Ancestors)+len(foreign) >= maxAncestors {
+		if len(out.Ancestors)+len(foreign) >= maxAncestors(s.Object.Kind) {
 			break
 		}
 		group, kind, namespace := gatewayv1.Group(gatewayv1.GroupName), gatewayv1.Kind("Gateway"), gatewayv1.Namespace(a.Gateway.Namespace)

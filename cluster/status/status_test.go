@@ -348,7 +348,7 @@ func TestPolicyOfOthersIsKept(t *testing.T) {
 		s.Ancestors = append(s.Ancestors, assemble.PolicyAncestor{Gateway: record.Key{Namespace: "a", Name: fmt.Sprint(i)}, Controller: "ours"})
 	}
 	got := Policy(s, metav1.Now(), gatewayv1.PolicyStatus{Ancestors: []gatewayv1.PolicyAncestorStatus{foreign, stale}}, mine)
-	if n := len(got.Ancestors); n != maxAncestors || asJSON(got.Ancestors[n-1]) != asJSON(foreign) {
+	if n := len(got.Ancestors); n != maxAncestors("BackendTLSPolicy") || asJSON(got.Ancestors[n-1]) != asJSON(foreign) {
 		t.Errorf("%d ancestors, the last is %s", n, asJSON(got.Ancestors[n-1]))
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 // newPolicyCommand is `fleetgate policy`.
 func newPolicyCommand(a *asking) *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Aliases: []string{"policies"}, Short: "Policies on backends and whether they are followed", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "policy", Aliases: []string{"policies"}, Short: "Policies and XBackends, and whether they are followed", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(policies().command(a))
 	return cmd

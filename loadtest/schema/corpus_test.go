@@ -35,7 +35,7 @@ var builtins = map[string]func() translate.Object{
 }
 
 // spoken are the kinds whose objects have a status of ours: of each something is expected, if only that nothing is said.
-var spoken = set([]string{"GatewayClass", "Gateway", "ListenerSet", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy"})
+var spoken = set([]string{"GatewayClass", "Gateway", "ListenerSet", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "XBackend", "XBackendTrafficPolicy", "XTelemetryPolicy"})
 
 // TestExamples compiles the Gateway API's own examples: testdata/examples.txtar has what is said of the objects of each file, and a changed answer is read by
 // a person before it becomes the expected one. Files of one directory belong together. A class that is named is there, and ours.

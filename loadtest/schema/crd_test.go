@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	celconfig "k8s.io/apiserver/pkg/apis/cel"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
@@ -32,17 +33,20 @@ import (
 
 // typed are the kinds with a CRD that the compiler may read.
 var typed = map[string]func() translate.Object{
-	"GatewayClass":     func() translate.Object { return &gatewayv1.GatewayClass{} },
-	"Gateway":          func() translate.Object { return &gatewayv1.Gateway{} },
-	"ListenerSet":      func() translate.Object { return &gatewayv1.ListenerSet{} },
-	"HTTPRoute":        func() translate.Object { return &gatewayv1.HTTPRoute{} },
-	"GRPCRoute":        func() translate.Object { return &gatewayv1.GRPCRoute{} },
-	"TLSRoute":         func() translate.Object { return &gatewayv1.TLSRoute{} },
-	"TCPRoute":         func() translate.Object { return &gatewayv1.TCPRoute{} },
-	"UDPRoute":         func() translate.Object { return &gatewayv1.UDPRoute{} },
-	"ReferenceGrant":   func() translate.Object { return &gatewayv1.ReferenceGrant{} },
-	"BackendTLSPolicy": func() translate.Object { return &gatewayv1.BackendTLSPolicy{} },
-	"EnvoyFleet":       func() translate.Object { return &v1alpha1.EnvoyFleet{} },
+	"GatewayClass":          func() translate.Object { return &gatewayv1.GatewayClass{} },
+	"Gateway":               func() translate.Object { return &gatewayv1.Gateway{} },
+	"ListenerSet":           func() translate.Object { return &gatewayv1.ListenerSet{} },
+	"HTTPRoute":             func() translate.Object { return &gatewayv1.HTTPRoute{} },
+	"GRPCRoute":             func() translate.Object { return &gatewayv1.GRPCRoute{} },
+	"TLSRoute":              func() translate.Object { return &gatewayv1.TLSRoute{} },
+	"TCPRoute":              func() translate.Object { return &gatewayv1.TCPRoute{} },
+	"UDPRoute":              func() translate.Object { return &gatewayv1.UDPRoute{} },
+	"ReferenceGrant":        func() translate.Object { return &gatewayv1.ReferenceGrant{} },
+	"BackendTLSPolicy":      func() translate.Object { return &gatewayv1.BackendTLSPolicy{} },
+	"XBackend":              func() translate.Object { return &gatewayxv1alpha1.XBackend{} },
+	"XBackendTrafficPolicy": func() translate.Object { return &gatewayxv1alpha1.XBackendTrafficPolicy{} },
+	"XTelemetryPolicy":      func() translate.Object { return &gatewayxv1alpha1.XTelemetryPolicy{} },
+	"EnvoyFleet":            func() translate.Object { return &v1alpha1.EnvoyFleet{} },
 }
 
 // definition is one CRD in the version that is read.

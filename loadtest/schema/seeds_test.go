@@ -113,6 +113,10 @@ var seeds = sync.OnceValues(func() (map[string][]map[string]any, error) {
 	for _, log := range []map[string]any{{"type": "Text", "format": formats[0]}, {"type": "JSON", "fields": map[string]any{"app": formats[0]}}, {"type": "OTLP", "collector": "collector.example:4317", "fields": map[string]any{"team": formats[0]}}} {
 		out["EnvoyFleet"] = append(out["EnvoyFleet"], slices.Repeat([]map[string]any{{"accessLog": log}}, 3)...)
 	}
+	traced := map[string]any{"targetRefs": []any{map[string]any{"group": gatewayv1.GroupName, "kind": "Gateway", "name": gateways[0]}}, "tracing": map[string]any{"mode": "Enabled",
+		"provider":   map[string]any{"backendRef": map[string]any{"name": "web", "port": int64(80)}},
+		"attributes": []any{map[string]any{"name": "a", "sourceType": "Header", "headerName": "x-a"}, map[string]any{"name": "b", "sourceType": "Literal", "literalValue": "b"}}}}
+	out["XTelemetryPolicy"] = append(out["XTelemetryPolicy"], slices.Repeat([]map[string]any{traced}, 3*len(out["XTelemetryPolicy"]))...)
 	return out, nil
 })
 

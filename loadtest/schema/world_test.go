@@ -291,7 +291,7 @@ func slice(namespace, service, address string) *discoveryv1.EndpointSlice {
 }
 
 // kindShares says how often a kind is generated.
-var kindShares = map[string]int{"HTTPRoute": 30, "GRPCRoute": 10, "Gateway": 15, "ListenerSet": 8, "TLSRoute": 6, "TCPRoute": 4, "UDPRoute": 4, "BackendTLSPolicy": 6, "ReferenceGrant": 5, "EnvoyFleet": 3,
+var kindShares = map[string]int{"HTTPRoute": 30, "GRPCRoute": 10, "Gateway": 15, "ListenerSet": 8, "TLSRoute": 6, "TCPRoute": 4, "UDPRoute": 4, "BackendTLSPolicy": 6, "XBackend": 3, "XBackendTrafficPolicy": 3, "XTelemetryPolicy": 2, "ReferenceGrant": 5, "EnvoyFleet": 3,
 	"GatewayClass": 1, "Service": 4, "EndpointSlice": 4, "Secret": 3, "ConfigMap": 2, "Namespace": 1}
 
 var kindDraw = sync.OnceValue(func() (out []string) {
@@ -302,13 +302,16 @@ var kindDraw = sync.OnceValue(func() (out []string) {
 })
 
 // names are those that objects of a kind may have: few, so that objects meet each other, and replace what was there.
-var names = map[string][]string{"Gateway": gateways, "ListenerSet": listenerSets, "GatewayClass": {"theirs", "second"}, "Service": services, "EndpointSlice": services, "Secret": secrets, "ConfigMap": configMaps, "EnvoyFleet": fleets}
+var names = map[string][]string{"Gateway": gateways, "ListenerSet": listenerSets, "GatewayClass": {"theirs", "second"}, "Service": services, "EndpointSlice": services, "Secret": secrets, "ConfigMap": configMaps, "EnvoyFleet": fleets, "XBackend": {"api", "pods", "inside"}}
 
 // next gives the next valid object, of any kind.
 func (g generator) next(c channel, all map[string][]map[string]any, n tallies) translate.Event {
 	for {
 		kind := pick(g, kindDraw())
 		d := c[kind]
+		if d == nil && typed[kind] != nil {
+			continue // not of this channel
+		}
 		if d == nil {
 			return event(kind, g.plain(kind), g.chance(3))
 		}

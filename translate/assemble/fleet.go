@@ -126,6 +126,11 @@ func (f *fleet) desired(s *State) map[resourceKey]Resource {
 			put(r)
 		}
 	}
+	if k := f.gateway.collector; k != nil {
+		for _, r := range s.backend(*k, f.gateway) {
+			put(r)
+		}
+	}
 	for _, c := range f.gateway.configs {
 		put(f.flushed(c, s))
 		for k := range c.backends {
@@ -206,7 +211,7 @@ func (s *State) backend(k record.Key, g *gateway) []Resource {
 		return nil
 	}
 	out := []Resource{cluster}
-	if e := s.entries[endpointsKey(k)]; as[record.Endpoints](e) != nil {
+	if e := s.entries[endpointsKey(k)]; as[record.Endpoints](e) != nil && len(as[record.Endpoints](e).Bytes) > 0 {
 		out = append(out, s.resource(TypeEndpoints, name, e, as[record.Endpoints](e).Bytes))
 	}
 	return out
@@ -235,7 +240,7 @@ func (s *State) Ahead(k record.Key, ahead func(record.Key) (payload []byte, ok b
 	backend := backendKey(k)
 	name, served := s.cluster(backend)
 	for _, f := range s.fleets {
-		if v, hash := of(k); served && v != nil && f.gateway.routesTo(backend) {
+		if v, hash := of(k); served && v != nil && len(v.Bytes) > 0 && f.gateway.routesTo(backend) {
 			out[f.name] = append(out[f.name], Resource{Type: TypeEndpoints, Name: name, Version: record.Hash(v.Bytes), Bytes: [][]byte{v.Bytes}, Parts: []map[string]string{{PartID(k): hash}}})
 		}
 		if f.gateway.streamBackends[backend] {

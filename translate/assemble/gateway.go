@@ -26,6 +26,7 @@ type gateway struct {
 	ports     []Resource         // Envoy listeners
 	sets      []*listenerSet     // that name it, in order of precedence
 	clients   map[int32]*clients // how clients are validated, by port
+	collector *record.Key        // the backend that takes the spans of its requests, nil = there is none
 	client    string             // SDS name of the certificate that backends see, "" = none
 	secrets   []record.Key       // of served listeners, and of client; sorted
 	trusts    []Resource         // authorities that clients are validated with
@@ -53,6 +54,7 @@ func newGateway(k record.Key, l live, controller, withheld string, s *State) *ga
 		clients:  map[int32]*clients{},
 		streams:  map[string]*stream{},
 	}
+	g.traceTo(s)
 	g.sets = s.setsOf(k, r)
 	g.buildListeners(s, withheld)
 	g.counts = make([]int32, len(g.listeners))
@@ -176,7 +178,7 @@ func (g *gateway) sameShape(h *gateway) bool {
 // renew takes over what may differ in a Gateway of the same shape.
 func (g *gateway) renew(h *gateway) {
 	g.live, g.class, g.index, g.ports, g.secrets = h.live, h.class, h.index, h.ports, h.secrets
-	g.problems, g.clients, g.client, g.trusts = h.problems, h.clients, h.client, h.trusts
+	g.problems, g.clients, g.client, g.trusts, g.collector = h.problems, h.clients, h.client, h.trusts, h.collector
 	g.streamsDirty = len(g.streams) > 0
 	for i, set := range g.sets { // listeners point to them
 		*set = *h.sets[i]
@@ -274,6 +276,9 @@ func (g *gateway) chains(c Config, l *listener, first bool, out *Resource) ([]*l
 		return g.streamChains(c, l, out)
 	}
 	out.Uses = append(out.Uses, configName(g.fleet, l))
+	if g.collector != nil {
+		out.Uses = append(out.Uses, record.ClusterName(*g.collector))
+	}
 	if v := g.clients[l.Port]; v != nil && l.Protocol == protocolHTTPS {
 		out.Uses = append(out.Uses, v.name)
 	}
@@ -292,7 +297,7 @@ func (l *listener) secretNames() []string {
 }
 
 func (g *gateway) chain(c Config, l *listener) (*listenerv3.FilterChain, error) {
-	hcm, err := envoy.HTTPConnectionManager(fmt.Sprintf("%s_%d", l.Protocol, l.Port), configName(g.fleet, l), g.accessLog(c))
+	hcm, err := envoy.HTTPConnectionManager(fmt.Sprintf("%s_%d", l.Protocol, l.Port), configName(g.fleet, l), g.accessLog(c), g.tracing())
 	if err != nil {
 		return nil, err
 	}
@@ -329,8 +334,11 @@ func (g *gateway) uses(backend record.Key) bool {
 	return g.routesTo(backend) || g.streamBackends[backend]
 }
 
-// routesTo tells whether some configuration names the cluster of a backend.
+// routesTo tells whether some configuration, or the tracer, names the cluster of a backend.
 func (g *gateway) routesTo(backend record.Key) bool {
+	if g.collector != nil && *g.collector == backend {
+		return true
+	}
 	for _, c := range g.configs {
 		if c.backends[backend] > 0 {
 			return true

@@ -11,10 +11,10 @@ import (
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
-// PolicyStatus is what committed records say of a policy on backends: the same for each of its ancestors.
+// PolicyStatus is what committed records say of a policy: the same for each of its ancestors.
 type PolicyStatus struct {
 	Object     record.Object
-	Ancestors  []PolicyAncestor // the Gateways of ours with routes to what it names, sorted
+	Ancestors  []PolicyAncestor // the Gateways of ours that it names, or with routes to what it names, sorted
 	Conditions []metav1.Condition
 }
 
@@ -34,7 +34,7 @@ func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
 	}
 	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(p)}
 	for _, f := range s.fleets {
-		if f.key.Cluster == k.Cluster && f.gateway.reaches(k.Namespace, p.Services) {
+		if f.key.Cluster == k.Cluster && (f.gateway.reaches(k.Namespace, p.Services) || f.key.Namespace == k.Namespace && slices.Contains(p.Gateways, f.key.Name)) {
 			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class})
 		}
 	}
@@ -65,9 +65,12 @@ func (g *gateway) reaches(namespace string, services []string) bool {
 	return slices.ContainsFunc(g.reached(), hit)
 }
 
-// reached are the backends that routes of a Gateway lead to.
+// reached are the backends that routes of a Gateway lead to, and the one that its tracer does.
 func (g *gateway) reached() []record.Key {
 	var out []record.Key
+	if t := g.record.Tracing; t != nil {
+		out = append(out, t.Collector)
+	}
 	for _, c := range g.configs {
 		for b := range c.backends {
 			out = append(out, b)
@@ -118,7 +121,11 @@ func upstream(t *record.BackendTLS, g *gateway) envoy.BackendTLS {
 // policyConditions are the conditions of a policy.
 func policyConditions(p *record.Policy) []metav1.Condition {
 	generation := p.Object.Generation
-	accepted := condition(string(gatewayv1.PolicyConditionAccepted), true, string(gatewayv1.PolicyReasonAccepted), "the policy is followed", generation)
+	message := "the policy is followed"
+	if p.Object.Kind == "XBackend" {
+		message = "requests are sent to it as it says"
+	}
+	accepted := condition(string(gatewayv1.PolicyConditionAccepted), true, string(gatewayv1.PolicyReasonAccepted), message, generation)
 	resolved := condition(string(gatewayv1.BackendTLSPolicyConditionResolvedRefs), true, string(gatewayv1.BackendTLSPolicyReasonResolvedRefs), "all references are resolved", generation)
 	if reason, message, bad := summary(p.Problems, accepted.Type); bad {
 		accepted = condition(accepted.Type, false, reason, message, generation)
@@ -126,5 +133,10 @@ func policyConditions(p *record.Policy) []metav1.Condition {
 	if reason, message, bad := summary(p.Problems, resolved.Type); bad {
 		resolved = condition(resolved.Type, false, reason, message, generation)
 	}
-	return append([]metav1.Condition{accepted, resolved}, others(p.Problems, generation, accepted.Type, resolved.Type)...)
+	out := []metav1.Condition{accepted, resolved}
+	known := []string{accepted.Type, resolved.Type}
+	if p.Object.Kind == "XBackendTrafficPolicy" || p.Object.Kind == "XBackend" { // the API knows no other condition of these
+		out, known = out[:1], known[:1]
+	}
+	return append(out, others(p.Problems, generation, known...)...)
 }

@@ -257,7 +257,7 @@ func serve(t *testing.T, rc *routev3.RouteConfiguration) (url string) {
 }
 
 func plainListener(port int, rc *routev3.RouteConfiguration) (*listenerv3.Listener, error) {
-	hcm, err := envoy.HTTPConnectionManager("p", "rc", envoy.AccessLog{})
+	hcm, err := envoy.HTTPConnectionManager("p", "rc", envoy.AccessLog{}, nil)
 	if err != nil {
 		return nil, err
 	}

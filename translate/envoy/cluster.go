@@ -11,6 +11,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -25,13 +26,32 @@ const maxRetries = 1024
 // Cluster is a backend whose endpoints come by EDS under the same name. http2 forces HTTP/2 with prior knowledge (gRPC, h2c), else it is HTTP/1.1.
 // The default circuit breakers (1,024 of each) are lifted: limits are a matter of policy, not of an accident.
 func Cluster(name string, http2 bool) (*clusterv3.Cluster, error) {
-	options, err := Any(httpOptions(http2))
-	if err != nil {
-		return nil, err
-	}
 	c := edsCluster(name, clusterv3.Cluster_LEAST_REQUEST)
+	protocol := HTTP1
+	if http2 {
+		protocol = HTTP2
+	}
+	return c, speak(c, protocol)
+}
+
+// HostCluster is a backend outside the cluster, whose addresses proxies look up themselves, as often as DNS says. Each address is an endpoint. IPv4 is preferred, and
+// IPv6 taken where there is nothing else: a proxy without a way to IPv6 would fail on a part of the addresses. The name ends in a dot for DNS, or the proxy's search
+// domains could make that of a Service in another namespace of it.
+func HostCluster(name, hostname string, port uint32, protocol Protocol) (*clusterv3.Cluster, error) {
+	c := edsCluster(name, clusterv3.Cluster_LEAST_REQUEST)
+	c.ClusterDiscoveryType, c.EdsClusterConfig = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}, nil
+	c.DnsLookupFamily, c.RespectDnsTtl = clusterv3.Cluster_V4_PREFERRED, true
+	c.LoadAssignment = LoadAssignment(name, []Endpoint{{hostname + ".", port}})
+	return c, speak(c, protocol)
+}
+
+func speak(c *clusterv3.Cluster, protocol Protocol) error {
+	options, err := Any(httpOptions(protocol))
+	if err != nil {
+		return err
+	}
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
-	return c, nil
+	return nil
 }
 
 // edsCluster is what all our clusters have in common.
@@ -57,11 +77,40 @@ func unlimited() *clusterv3.CircuitBreakers {
 	}}}
 }
 
-func httpOptions(http2 bool) *httpv3.HttpProtocolOptions {
+// RetryBudget limits how many of a cluster's requests may be retries. It takes the place of every other limit on retries.
+type RetryBudget struct {
+	Percent        float64       // of the requests of the last Interval that may be retries, 0 to 100
+	Interval       time.Duration // for which a request counts from when it began
+	MinConcurrency uint32        // so many retries may always be under way at once
+}
+
+// LimitRetries gives a cluster a retry budget; what exceeds it is not retried.
+func LimitRetries(c *clusterv3.Cluster, b RetryBudget) {
+	c.CircuitBreakers.Thresholds[0].RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
+		BudgetPercent:       &typev3.Percent{Value: b.Percent},
+		BudgetInterval:      durationpb.New(b.Interval),
+		MinRetryConcurrency: wrapperspb.UInt32(b.MinConcurrency),
+	}
+}
+
+// Protocol is the version of HTTP that a backend is spoken to in.
+type Protocol int
+
+// The versions of HTTP.
+const (
+	HTTP1      Protocol = iota
+	HTTP2               // with prior knowledge, also within TLS
+	Negotiated          // by ALPN: the cluster must have TLS that offers both
+)
+
+func httpOptions(protocol Protocol) *httpv3.HttpProtocolOptions {
+	if protocol == Negotiated {
+		return &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &httpv3.HttpProtocolOptions_AutoHttpConfig{}}}
+	}
 	explicit := &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
 	}
-	if http2 {
+	if protocol == HTTP2 {
 		explicit.ProtocolConfig = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}
 	}
 	return &httpv3.HttpProtocolOptions{
@@ -71,7 +120,7 @@ func httpOptions(http2 bool) *httpv3.HttpProtocolOptions {
 
 // Endpoint is one address of a backend.
 type Endpoint struct {
-	Address string // IP
+	Address string // IP; of a HostCluster a name in DNS
 	Port    uint32
 }
 

@@ -76,7 +76,7 @@ func TestHeaderValueIsNotAFormat(t *testing.T) {
 
 // TestListenerBytesAreFrozen: any change of these bytes drops every connection of every fleet at the upgrade that brings it. Change the sum only on purpose.
 func TestListenerBytesAreFrozen(t *testing.T) {
-	hcm, err := HTTPConnectionManager("p", "rc", AccessLog{Path: Stdout})
+	hcm, err := HTTPConnectionManager("p", "rc", AccessLog{Path: Stdout}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

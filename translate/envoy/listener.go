@@ -119,9 +119,9 @@ func DownstreamTLS(secrets []string, clients *Clients, protocols ...string) *tls
 	return out
 }
 
-// HTTPConnectionManager routes by the named RouteConfiguration from RDS. Its bytes are constant for given arguments: all that routes
+// HTTPConnectionManager routes by the named RouteConfiguration from RDS. tracing nil = none. Its bytes are constant for given arguments: all that routes
 // need is either in here from the start (cors, external authorization, sessions, websocket) or set for each route.
-func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog) (*hcmv3.HttpConnectionManager, error) {
+func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog, tracing *Tracing) (*hcmv3.HttpConnectionManager, error) {
 	filters, err := httpFilters()
 	if err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog) 
 	if err != nil {
 		return nil, err
 	}
-	return &hcmv3.HttpConnectionManager{
+	out := &hcmv3.HttpConnectionManager{
 		StatPrefix: statPrefix,
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
@@ -145,7 +145,11 @@ func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog) 
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_UNESCAPE_AND_REDIRECT,
 		UpgradeConfigs:               []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		StripTrailingHostDot:         true,
-	}, nil
+	}
+	if tracing != nil {
+		out.Tracing, err = tracing.tracing()
+	}
+	return out, err
 }
 
 func httpFilters() ([]*hcmv3.HttpFilter, error) {

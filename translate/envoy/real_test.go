@@ -17,7 +17,7 @@ import (
 // TestRealEnvoyAccepts lets the real binary check what the constructors make.
 func TestRealEnvoyAccepts(t *testing.T) {
 	binary := realEnvoy(t)
-	hcm := must(HTTPConnectionManager("p", "rc", AccessLog{Path: Stdout}))(t)
+	hcm := must(HTTPConnectionManager("p", "rc", AccessLog{Path: Stdout}, nil))(t)
 	chain := must(HTTPSChain("https", []string{"*.example"}, []string{"s"}, nil, hcm))(t)
 	fallback := must(HTTPSChain("any", nil, []string{"s"}, &Clients{Trust: "t"}, hcm))(t)
 	b := &bootstrapv3.Bootstrap{
@@ -56,7 +56,7 @@ func TestRealEnvoyAccepts(t *testing.T) {
 }
 
 func logging(t *testing.T, port int32, log AccessLog) *listenerv3.Listener {
-	hcm := must(HTTPConnectionManager("p", "rc", log))(t)
+	hcm := must(HTTPConnectionManager("p", "rc", log, nil))(t)
 	return must(Listener(fmt.Sprint(port), "", port, false, nil, must(HTTPChain("http", hcm))(t)))(t)
 }
 

@@ -37,7 +37,7 @@ type Key struct {
 	Cluster   string
 	Namespace string
 	Kind      Kind
-	Name      string // route: "HTTPRoute/name"; backend and endpoints: "service/port/consumer"; else the object's name
+	Name      string // route: "HTTPRoute/name"; backend and endpoints: "service/port/consumer", "XBackend:name/0/consumer"; else the object's name
 }
 
 // Compare orders keys by cluster, namespace, kind and name: the order of everything that is listed or proposed.
@@ -94,6 +94,33 @@ type Gateway struct {
 	ClientKey *Key   `json:",omitempty"`
 	// Infrastructure is what the Gateway asks of its fleet, nil = nothing.
 	Infrastructure *Infrastructure `json:",omitempty"`
+	// Tracing is how its requests are traced, nil = not at all.
+	Tracing *Tracing `json:",omitempty"`
+}
+
+// Tracing reports the spans of a Gateway's requests.
+type Tracing struct {
+	Collector    Key    // the backend that takes OTLP
+	Headers      []Pair `json:",omitempty"` // of the reports
+	ServiceName  string
+	SpanName     string      `json:",omitempty"` // "" = Envoy's own
+	Rate         Rate        // of the traces that begin here
+	IgnoreParent bool        `json:",omitempty"` // a caller's decision does not count, and Rate is of all traces
+	Attributes   []Attribute `json:",omitempty"` // of each span
+}
+
+// Pair is a name with a value.
+type Pair struct{ Name, Value string }
+
+// Rate is a fraction of at most 1.
+type Rate struct{ Numerator, Denominator int32 }
+
+// Attribute is an attribute of a span; exactly one of the three gives its value.
+type Attribute struct {
+	Name    string
+	Header  string `json:",omitempty"` // of the request
+	Literal string `json:",omitempty"`
+	Format  string `json:",omitempty"` // a line of Envoy's format
 }
 
 // Infrastructure is what a Gateway and its class ask of the fleet that runs it.
@@ -255,17 +282,19 @@ type SubjectName struct {
 	Value string
 }
 
-// Policy is a policy attached to Services of its own namespace: what it does is compiled into their backends.
+// Policy is a policy, or an XBackend, that is attached to Services or Gateways of its own namespace: what it does is compiled into their backends, or into the Gateways.
 type Policy struct {
 	Object   Object
 	Services []string // that it names
 	Problems []Problem
+	// Gateways are those that a policy on Gateways names.
+	Gateways []string `json:",omitempty"`
 }
 
 // Endpoints is the load assignment of a Backend of the same name.
 type Endpoints struct {
 	Name  string // = Backend.Name
-	Bytes []byte // envoy.config.endpoint.v3.ClusterLoadAssignment
+	Bytes []byte // envoy.config.endpoint.v3.ClusterLoadAssignment; none where the cluster finds its endpoints itself
 	// Problem says that endpoints were left out because the record would be too large.
 	Problem *Problem
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/fleetgate/fleetgate/cluster/member"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -18,9 +19,6 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-
-	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
-	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
 // api is one API server, reached over one HTTP client.
@@ -140,13 +138,13 @@ func (a *api) defined(ctx context.Context, k *kind) (bool, error) {
 	return crd.DeletionTimestamp == nil, nil
 }
 
-// served finds the best version of every custom kind that the server serves; "" where it serves none. Kinds about which it could not be asked are left out.
+// served finds the best version of every custom or optional kind that the server serves; "" where it serves none. Kinds about which it could not be asked are left out.
 func (a *api) served(ctx context.Context) (map[*kind]string, error) {
 	resources := map[schema.GroupVersion]*metav1.APIResourceList{}
 	failed := map[schema.GroupVersion]bool{}
 	var errs []error
 	for gv := range a.typed {
-		if !slices.Contains([]string{gatewayGroup, experimentalGroup, v1alpha1.Group}, gv.Group) {
+		if !slices.ContainsFunc(discovered, func(k *kind) bool { return k.group == gv.Group }) {
 			continue
 		}
 		list, err := a.resources(ctx, gv)
@@ -157,10 +155,8 @@ func (a *api) served(ctx context.Context) (map[*kind]string, error) {
 		resources[gv] = list
 	}
 	out := map[*kind]string{}
-	for _, k := range kinds {
-		if k.custom {
-			choose(k, resources, failed, out)
-		}
+	for _, k := range discovered {
+		choose(k, resources, failed, out)
 	}
 	return out, errors.Join(errs...)
 }

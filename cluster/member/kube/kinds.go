@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,6 +35,7 @@ type kind struct {
 	name, resource, group string
 	versions              []string // that can be read, best first; objects are handed out as the first
 	namespaced            bool
+	optional              bool   // built into some releases of Kubernetes only, and told of like a CRD where it is served
 	custom                bool   // defined by a CRD: it may be missing, older, or vanish
 	byName                bool   // only objects that somebody wants are read, each by its name
 	metadata              bool   // metadata is enough
@@ -53,6 +55,8 @@ var kinds = []*kind{
 	custom("GatewayClass", "gatewayclasses", &gatewayv1.GatewayClass{}, &gatewayv1.GatewayClassList{}, "v1beta1").clusterScoped().withStatus(),
 	custom("ReferenceGrant", "referencegrants", &gatewayv1.ReferenceGrant{}, &gatewayv1.ReferenceGrantList{}, "v1beta1"),
 	core("ConfigMap", "configmaps", &corev1.ConfigMap{}, &corev1.ConfigMapList{}).read(),
+	{name: "ClusterTrustBundle", resource: "clustertrustbundles", group: certificatesv1.GroupName, versions: []string{"v1", "v1beta1"}, optional: true, byName: true,
+		object: maker(&certificatesv1.ClusterTrustBundle{}), list: lister(&certificatesv1.ClusterTrustBundleList{})},
 	core("Secret", "secrets", &corev1.Secret{}, &corev1.SecretList{}).read(),
 	core("Service", "services", &corev1.Service{}, &corev1.ServiceList{}).guard(),
 	{name: "EndpointSlice", resource: "endpointslices", group: discoveryv1.GroupName, versions: []string{"v1"}, namespaced: true,
@@ -196,6 +200,16 @@ func trimPod(o member.Object) {
 	p.Spec = corev1.PodSpec{NodeName: p.Spec.NodeName}
 	p.Status = corev1.PodStatus{Phase: p.Status.Phase, Conditions: p.Status.Conditions, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, HostIP: p.Status.HostIP, StartTime: p.Status.StartTime}
 }
+
+// discovered are the kinds that a server may not serve.
+var discovered = func() (out []*kind) {
+	for _, k := range kinds {
+		if k.custom || k.optional {
+			out = append(out, k)
+		}
+	}
+	return out
+}()
 
 // definitions are the names of the CRDs that are looked for.
 var definitions = func() []string {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
@@ -336,6 +337,10 @@ func (r *runner) current(f *follower) bool {
 // serve starts and stops followers after what discovery found.
 func (r *runner) serve(served map[*kind]string) {
 	for k, version := range served {
+		if k.optional {
+			r.serveNamed(k, version)
+			continue
+		}
 		r.miss(k, version == "")
 		f := r.followed[k]
 		if f != nil && f.version == version {
@@ -350,7 +355,34 @@ func (r *runner) serve(served map[*kind]string) {
 			r.follow(k, version)
 		}
 	}
-	r.asked = r.asked || len(served) == len(definitions)
+	r.asked = r.asked || len(served) == len(discovered)
+}
+
+// serveNamed takes up the version of a kind that is read by name, "" = it is not served. Those that follow its objects in another one are stopped, and start anew in this.
+func (r *runner) serveNamed(k *kind, version string) {
+	r.mu.Lock()
+	before, told := r.versions[k]
+	r.versions[k] = version
+	r.mu.Unlock()
+	if before == version && told {
+		return
+	}
+	for ref, f := range r.single {
+		if f.kind == k {
+			f.stop()
+			delete(r.single, ref)
+			r.mu.Lock()
+			delete(r.kept[k].objects, key{ref.Namespace, ref.Name})
+			r.mu.Unlock()
+		}
+	}
+	e := member.Event{Cluster: r.name, Kind: kindCRD, Name: k.definition()}
+	if version != "" {
+		e.Object = &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{Kind: kindCRD}, ObjectMeta: metav1.ObjectMeta{Name: e.Name}}
+	}
+	if before != "" || version != "" {
+		r.events = append(r.events, e)
+	}
 }
 
 // miss notes whether a kind is not served. What there was of it may be there still, for all that anybody can tell.
@@ -376,7 +408,7 @@ func (r *runner) hear(f *follower, err error) {
 	}
 	r.note(what, err)
 	r.deny(f, err)
-	if f.kind.custom && apierrors.IsNotFound(err) {
+	if (f.kind.custom || f.kind.optional) && apierrors.IsNotFound(err) {
 		r.rediscover()
 	}
 	if f.kind.name == kindCRD && apierrors.IsForbidden(err) {
@@ -506,7 +538,7 @@ func (r *runner) askFor() {
 		return
 	}
 	r.mu.Lock()
-	wanted := r.wanted
+	wanted, versions := r.wanted, maps.Clone(r.versions)
 	r.mu.Unlock()
 	for ref, f := range r.single {
 		if !wanted[ref] {
@@ -523,7 +555,14 @@ func (r *runner) askFor() {
 		if r.single[ref] != nil || k == nil || !k.byName {
 			continue
 		}
-		f := &follower{kind: k, version: k.versions[0], only: &ref, out: r.inbox}
+		version := k.versions[0]
+		if k.optional {
+			version = versions[k]
+		}
+		if version == "" { // not served, or nobody has said yet
+			continue
+		}
+		f := &follower{kind: k, version: version, only: &ref, out: r.inbox}
 		r.single[ref] = f
 		f.start(r.ctx, r.api, &r.running)
 	}
