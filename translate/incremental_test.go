@@ -471,8 +471,8 @@ func (w *world) filter() gatewayv1.HTTPRouteFilter {
 	f := gatewayv1.HTTPRouteFilter{Type: pick(r,
 		gatewayv1.HTTPRouteFilterRequestHeaderModifier, gatewayv1.HTTPRouteFilterResponseHeaderModifier, gatewayv1.HTTPRouteFilterRequestRedirect, gatewayv1.HTTPRouteFilterRequestRedirect,
 		gatewayv1.HTTPRouteFilterURLRewrite, gatewayv1.HTTPRouteFilterURLRewrite, gatewayv1.HTTPRouteFilterURLRewrite, gatewayv1.HTTPRouteFilterRequestMirror, gatewayv1.HTTPRouteFilterRequestMirror, gatewayv1.HTTPRouteFilterCORS)}
-	if r.IntN(20) == 0 {
-		f.Type = pick(r, gatewayv1.HTTPRouteFilterExtensionRef, gatewayv1.HTTPRouteFilterExternalAuth)
+	if r.IntN(10) == 0 {
+		f.Type = pick(r, gatewayv1.HTTPRouteFilterExtensionRef, gatewayv1.HTTPRouteFilterExternalAuth, gatewayv1.HTTPRouteFilterExternalAuth)
 	}
 	f.RequestHeaderModifier = maybe(r, w.headers())
 	f.ResponseHeaderModifier = maybe(r, w.headers())
