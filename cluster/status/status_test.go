@@ -35,7 +35,8 @@ type world struct {
 	stored  string
 	version int
 	writes  int
-	refuse  bool // the API server takes no status
+	refuse  bool   // the API server takes no status
+	reached func() // called whenever the fleet is asked for
 	told    []member.Notice
 }
 
@@ -87,6 +88,9 @@ func (w *world) Converged(string, uint64, record.Key) Convergence {
 func (w *world) Reached(string) (uint64, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.reached != nil {
+		w.reached()
+	}
 	if w.acked == 2 {
 		return w.route.Index, w.refused != ""
 	}
@@ -174,6 +178,29 @@ func TestHealthyChangeIsOneWrite(t *testing.T) {
 		time.Sleep(time.Minute)
 		if _, writes := w.programmed(t); writes != 1 {
 			t.Errorf("%d writes after a quiet minute", writes)
+		}
+	})
+}
+
+// TestFactsMayTouchObjectsWhileTheyAreAsked: who assembles holds a lock of its own when it touches objects, and takes the same lock when it is asked.
+func TestFactsMayTouchObjectsWhileTheyAreAsked(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		asked := 0
+		w.set(func() { w.reached = func() { asked++; wr.Touch([]record.Key{key}) } })
+		wr.Touch([]record.Key{key})
+		time.Sleep(settle + time.Millisecond)
+		synctest.Wait() // it waits for the fleet
+		w.set(func() { w.acked = 2 })
+		wr.Acked()
+		time.Sleep(2 * interval)
+		synctest.Wait()
+		w.set(func() {
+			if asked == 0 {
+				t.Error("the fleet was not asked for")
+			}
+		})
+		if c, _ := w.programmed(t); c.Status != metav1.ConditionTrue {
+			t.Errorf("%+v", c)
 		}
 	})
 }

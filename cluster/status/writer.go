@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -185,15 +186,13 @@ func (w *Writer) pass(ctx context.Context, l *lane) time.Duration {
 
 // candidates are the objects that were touched, and of those that wait for ACKs the ones that wait no longer. Marks that nothing needs are forgotten.
 func (w *Writer) candidates(l *lane) []record.Key {
-	moved := w.moved()
+	moved := w.moved(l)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	acked := l.acked
-	l.acked = false
 	var out []record.Key
 	for k, m := range l.dirty {
 		switch {
-		case m.due || acked && slices.ContainsFunc(m.waits, moved):
+		case m.due || slices.ContainsFunc(m.waits, moved):
 			out = append(out, k)
 		case len(m.waits) == 0 && w.Now().Sub(m.last) > interval:
 			delete(l.dirty, k)
@@ -202,21 +201,40 @@ func (w *Writer) candidates(l *lane) []record.Key {
 	return out
 }
 
-// moved tells whether a wait may be over: its fleet has reached the index, or rejects something.
-func (w *Writer) moved() func(wait) bool {
+// moved tells whether a wait may be over: its fleet has reached the index, or rejects something. Nothing has moved where nothing was ACKed. The facts are asked without the lock: who tells
+// them may be touching objects.
+func (w *Writer) moved(l *lane) func(wait) bool {
 	type reach struct {
 		index   uint64
 		rejects bool
 	}
 	known := map[string]reach{}
+	for _, fleet := range w.waitedFor(l) {
+		var r reach
+		r.index, r.rejects = w.Facts.Reached(fleet)
+		known[fleet] = r
+	}
 	return func(x wait) bool {
 		r, ok := known[x.fleet]
-		if !ok {
-			r.index, r.rejects = w.Facts.Reached(x.fleet)
-			known[x.fleet] = r
-		}
-		return r.rejects || r.index >= x.index
+		return ok && (r.rejects || r.index >= x.index)
 	}
+}
+
+// waitedFor names the fleets that objects wait for, if any proxy has ACKed something since it was asked last.
+func (w *Writer) waitedFor(l *lane) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !l.acked {
+		return nil
+	}
+	l.acked = false
+	fleets := map[string]bool{}
+	for _, m := range l.dirty {
+		for _, x := range m.waits {
+			fleets[x.fleet] = true
+		}
+	}
+	return slices.Collect(maps.Keys(fleets))
 }
 
 // consider writes one object if its time has come; it gives how long to wait where it has not.
