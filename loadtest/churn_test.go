@@ -108,7 +108,6 @@ type churn struct {
 	securePort int // of the HTTPS listener that is kept
 	streamPort int // of the TCP listener that is kept
 	other      [4]int
-	web        [2]string // files' worth of endpoints: two servers that Services move between
 	webPorts   [2]int
 	streams    [2]int
 	tlsBackend int

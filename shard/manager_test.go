@@ -74,8 +74,13 @@ func TestDrainedRowTellsEndpointsAhead(t *testing.T) {
 	}
 	before := s.db.Applied()
 	m.Observe("c", backend("10.0.0.2"), true)
-	if a := <-told; a.Key != key || a.Epoch != 1 || !strings.Contains(string(a.Payload), "10.0.0.2") {
-		t.Errorf("told %+v", a)
+	for a := range told { // the first content is told too, where its proposal is not known to be back yet
+		if a.Key != key || a.Epoch != 1 {
+			t.Errorf("told %+v", a)
+		}
+		if strings.Contains(string(a.Payload), "10.0.0.2") {
+			break
+		}
 	}
 	if now := s.db.Applied(); now != before {
 		t.Errorf("a drained row went on to propose: the log is at %d, was at %d", now, before)
