@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -52,27 +53,35 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: true}}]
 	row(t, "endpoints changed without a quorum -> served", "%v", took)
 }
 
-// ownerOf names the replica that owns a namespace, once every replica owns rows and none is on its way to another.
+// ownerOf names the replica that owns a namespace, once every replica owns rows, none is on its way to another, and all replicas have heard of that: one that was not told that it
+// owns a row before the quorum went will never know.
 func (r *rig) ownerOf(namespace string) (owner string) {
 	r.t.Helper()
-	r.until("every replica owns rows, and keeps them", 30*time.Second, func() bool {
-		v, err := r.view()
-		if err != nil {
-			return false
-		}
-		owners := map[string]bool{}
-		for _, row := range v.Rows {
-			from, _ := strconv.ParseUint(row.From, 16, 64)
-			to, _ := strconv.ParseUint(row.To, 16, 64)
-			if row.Next != "" {
+	r.until("every replica owns rows, and all know it", 30*time.Second, func() bool {
+		var tables []string
+		for _, admin := range r.adminAddresses() {
+			v, err := viewOf(admin)
+			if err != nil {
 				return false
 			}
-			owners[row.Owner] = true
-			if shard.Contains(store.Row{From: from, To: to}, namespace) {
-				owner = row.Owner
+			owners := map[string]bool{}
+			for _, row := range v.Rows {
+				if row.Next != "" {
+					return false
+				}
+				from, _ := strconv.ParseUint(row.From, 16, 64)
+				to, _ := strconv.ParseUint(row.To, 16, 64)
+				owners[row.Owner] = true
+				if shard.Contains(store.Row{From: from, To: to}, namespace) {
+					owner = row.Owner
+				}
 			}
+			if len(owners) != 3 {
+				return false
+			}
+			tables = append(tables, fmt.Sprint(v.Rows))
 		}
-		return len(owners) == 3 && owner != ""
+		return len(slices.Compact(tables)) == 1 && owner != ""
 	})
 	return owner
 }
