@@ -42,7 +42,8 @@ type Controller struct {
 	dirty    map[store.Key]bool // backends and secrets of ours whose referrers may have changed
 	resync   bool               // look at all references again
 	synced   bool
-	draining bool
+	draining bool   // asked to move
+	drained  bool   // and nothing of ours is on its way any more
 	held     string // why deletions wait
 	wake     chan struct{}
 
@@ -76,7 +77,7 @@ func newController(row store.Row, m *Manager) *Controller {
 		ask: func(before, now map[translate.Ref]bool) bool { return m.ask(c, before, now) }}
 	cfg := m.cfg.Translate
 	cfg.Cluster = row.Cluster
-	cfg.Asked = m.asks(row.Cluster)
+	cfg.Asked = m.want(row.Cluster) != nil
 	cfg.SlicesFollow = m.cfg.SlicesFollow != nil && m.cfg.SlicesFollow(row.Cluster)
 	cfg.Owns = func(ns string) bool { return Contains(row, ns) }
 	c.compiler = translate.New(cfg)
@@ -116,6 +117,18 @@ func (c *Controller) drain() {
 	c.signal()
 }
 
+func (c *Controller) setDrained() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drained = true
+}
+
+func (c *Controller) isDrained() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.drained
+}
+
 // take empties the inbox.
 func (c *Controller) take() (events []translate.Event, dirty map[store.Key]bool, resync, synced, draining bool) {
 	c.mu.Lock()
@@ -128,7 +141,7 @@ func (c *Controller) take() (events []translate.Event, dirty map[store.Key]bool,
 // run works until ctx ends or a proposal is fenced. It compiles while a proposal is on its way: without a quorum none comes back, and endpoints are sent ahead all the
 // same (D18). A row that is to move is drained when the last proposal is back: from then on it proposes nothing, but sends endpoints ahead until the table gives the row
 // to somebody, which without a quorum it does not.
-func (c *Controller) run(ctx context.Context, drained func()) error {
+func (c *Controller) run(ctx context.Context) error {
 	var sent proposal
 	again := false // sweep once more
 	timer := time.NewTimer(0)
@@ -136,7 +149,7 @@ func (c *Controller) run(ctx context.Context, drained func()) error {
 	for {
 		events, dirty, resync, synced, draining := c.take()
 		if draining && sent.result == nil {
-			drained()
+			c.setDrained()
 		}
 		c.compile(events, dirty, resync)
 		again = again || len(events) > 0 && c.Held() != ""

@@ -16,7 +16,7 @@ type Config struct {
 	Session   string // ours: replica id, "@", boot number
 	Store     *store.Store
 	Proposer  Proposer
-	Translate translate.Config // Cluster, Owns and SlicesFollow are set for each row
+	Translate translate.Config // Cluster, Owns, Asked and SlicesFollow are set for each row
 	Guard     Guard
 	// Want gives how to say which objects of a member cluster are wanted by name, all of them; nil = its source delivers every object unasked.
 	Want func(cluster string) func(wanted []translate.Ref)
@@ -35,7 +35,6 @@ type Manager struct {
 	mu      sync.Mutex
 	caches  map[string]*cache
 	running map[uint64]*running
-	drained map[uint64]uint64 // row -> epoch at which we proposed the last for it
 	refs    map[store.Key][]store.Key
 
 	asking sync.Mutex // what is wanted is said in the order in which it came to be so
@@ -50,7 +49,7 @@ type running struct {
 
 // NewManager makes a manager; Run starts it.
 func NewManager(cfg Config) *Manager {
-	return &Manager{cfg: cfg, caches: map[string]*cache{}, running: map[uint64]*running{}, drained: map[uint64]uint64{}, refs: map[store.Key][]store.Key{}}
+	return &Manager{cfg: cfg, caches: map[string]*cache{}, running: map[uint64]*running{}, refs: map[store.Key][]store.Key{}}
 }
 
 // Compiled counts the routes compiled by this session.
@@ -61,17 +60,20 @@ func (m *Manager) Observe(cluster string, events []translate.Event, synced bool)
 	m.cacheOf(cluster).observe(events, synced)
 }
 
-// asks tells whether the source of a cluster has to be asked for what is read by name: one that delivers everything need not.
-func (m *Manager) asks(cluster string) bool {
-	return m.cfg.Want != nil && m.cfg.Want(cluster) != nil
+// want gives how to ask the source of a cluster for what is read by name, nil where it delivers everything unasked.
+func (m *Manager) want(cluster string) func([]translate.Ref) {
+	if m.cfg.Want == nil {
+		return nil
+	}
+	return m.cfg.Want(cluster)
 }
 
 // ask says what a controller wants by name. It tells whether that has to be waited for: where a source delivers everything, what is not there does not exist.
 func (m *Manager) ask(c *Controller, before, now map[translate.Ref]bool) bool {
-	if !m.asks(c.row.Cluster) {
+	want := m.want(c.row.Cluster)
+	if want == nil {
 		return false
 	}
-	want := m.cfg.Want(c.row.Cluster)
 	m.asking.Lock()
 	defer m.asking.Unlock()
 	want(m.cacheOf(c.row.Cluster).ask(c, before, now))
@@ -124,9 +126,11 @@ func (m *Manager) Synced(cluster string) bool {
 func (m *Manager) Drained() map[uint64]uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := make(map[uint64]uint64, len(m.drained))
-	for k, v := range m.drained {
-		out[k] = v
+	out := map[uint64]uint64{}
+	for id, r := range m.running {
+		if r.ctl.isDrained() {
+			out[id] = r.row.Epoch
+		}
 	}
 	return out
 }
@@ -210,11 +214,6 @@ func (m *Manager) reconcile(ctx context.Context) {
 			r.ctl.drain()
 		}
 	}
-	for id, epoch := range m.drained {
-		if want, ok := mine[id]; !ok || want.Epoch != epoch {
-			delete(m.drained, id)
-		}
-	}
 	for id, r := range mine {
 		if m.running[id] == nil {
 			m.running[id] = m.start(ctx, r)
@@ -237,18 +236,11 @@ func (m *Manager) start(ctx context.Context, row store.Row) *running {
 		c.join(r.ctl)
 		defer c.leave(r.ctl)
 		defer func() { m.ask(r.ctl, r.ctl.asking.asked, nil) }()
-		if err := r.ctl.run(cctx, func() { m.drain(row) }); !errors.Is(err, context.Canceled) {
+		if err := r.ctl.run(cctx); !errors.Is(err, context.Canceled) {
 			r.ctl.log.Info("stopped compiling a row", "why", err)
 		}
 	}()
 	return r
-}
-
-// drain notes that a row that is to move has its last proposal in the log.
-func (m *Manager) drain(row store.Row) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.drained[row.ID] = row.Epoch
 }
 
 func (m *Manager) stopAll() {
