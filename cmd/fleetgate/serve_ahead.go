@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,24 +102,15 @@ func (p *pipeline) newest(fleet string, r assemble.Resource) assemble.Resource {
 	if r.Type != assemble.TypeEndpoints || len(p.ahead) == 0 {
 		return r
 	}
-	for _, parts := range r.Parts {
-		for part := range parts {
-			k, err := assemble.ParsePart(part)
-			if err != nil {
-				continue
-			}
-			if _, ok := p.aheadOf(k); !ok {
-				continue
-			}
-			byFleet, err := p.state.Ahead(k, p.aheadOf)
-			if err != nil {
-				continue
-			}
-			for _, ahead := range byFleet[fleet] {
-				if ahead.Name == r.Name {
-					r.Bytes, r.Version = ahead.Bytes, ahead.Version
-				}
-			}
+	for part := range xds.Parts(r.Parts).All() {
+		k, err := assemble.ParsePart(part)
+		if _, ok := p.aheadOf(k); err != nil || !ok {
+			continue
+		}
+		byFleet, err := p.state.Ahead(k, p.aheadOf)
+		if i := slices.IndexFunc(byFleet[fleet], func(ahead assemble.Resource) bool { return ahead.Name == r.Name }); err == nil && i >= 0 {
+			r.Bytes, r.Version = byFleet[fleet][i].Bytes, byFleet[fleet][i].Version
+			return r // with all that runs ahead of its parts
 		}
 	}
 	return r

@@ -239,9 +239,14 @@ func (s *State) Ahead(k record.Key, ahead func(record.Key) (payload []byte, ok b
 	out := map[string][]Resource{}
 	backend := backendKey(k)
 	name, served := s.cluster(backend)
+	v, hash := of(k)
+	var own []Resource // what the fleets whose routes lead to the backend get
+	if served && v != nil && len(v.Bytes) > 0 {
+		own = []Resource{{Type: TypeEndpoints, Name: name, Version: record.Hash(v.Bytes), Bytes: [][]byte{v.Bytes}, Parts: []map[string]string{{PartID(k): hash}}}}
+	}
 	for _, f := range s.fleets {
-		if v, hash := of(k); served && v != nil && len(v.Bytes) > 0 && f.gateway.routesTo(backend) {
-			out[f.name] = append(out[f.name], Resource{Type: TypeEndpoints, Name: name, Version: record.Hash(v.Bytes), Bytes: [][]byte{v.Bytes}, Parts: []map[string]string{{PartID(k): hash}}})
+		if own != nil && f.gateway.routesTo(backend) {
+			out[f.name] = append(out[f.name], own...)
 		}
 		if f.gateway.streamBackends[backend] {
 			out[f.name] = append(out[f.name], f.gateway.streamsTo(backend, s, of)...)
