@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -135,10 +136,7 @@ func compileBackend(v *view, k record.Key) compiled {
 		out.TLS.Protocols = []string{"http/1.1"}
 	}
 	cluster, err := envoy.Cluster(out.Name, http2)
-	if b := retryBudget(v, k.Namespace, serviceOfKey(k)); b != nil && err == nil {
-		envoy.LimitRetries(cluster, *b)
-	}
-	out.Bytes = mustBytes(cluster, err)
+	out.Bytes = mustBytes(limitRetries(v, k, cluster), err)
 	return compiled{value: out}
 }
 
@@ -198,7 +196,7 @@ func mustBytes(m proto.Message, err error) []byte {
 
 // resolveBackend checks a reference to a backend. The order matters: a reference that is not permitted tells nothing about what is there.
 func resolveBackend(v *view, from record.Object, ref gatewayv1.BackendObjectReference, consumer string) (record.Key, *record.Problem) {
-	if value(ref.Group) == experimentalGroup && value(ref.Kind) == kindXBackend {
+	if value(ref.Group) == gatewayxv1alpha1.GroupName && value(ref.Kind) == kindXBackend {
 		return resolveXBackend(v, from, ref, consumer)
 	}
 	if (ref.Group != nil && *ref.Group != "") || (ref.Kind != nil && *ref.Kind != "Service") {

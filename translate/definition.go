@@ -8,6 +8,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 	"sigs.k8s.io/gateway-api/pkg/consts"
 
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -49,7 +50,7 @@ func definitions(v *view) (bundle string, experimental bool, problems []record.P
 	var bundles, strange []string
 	standard := false
 	for _, d := range set[definitionFact](v, input{inputDefinitions, "", ""}) {
-		if !strings.HasSuffix(d.name, "."+gatewayv1.GroupName) && !strings.HasSuffix(d.name, ".gateway.networking.x-k8s.io") {
+		if !strings.HasSuffix(d.name, "."+gatewayv1.GroupName) && !strings.HasSuffix(d.name, "."+gatewayxv1alpha1.GroupName) {
 			continue
 		}
 		b := fmt.Sprintf("%s (%s)", d.bundle, d.channel)

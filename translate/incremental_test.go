@@ -314,7 +314,7 @@ func (w *world) make(kind string) Object {
 		w.secret(o)
 	case *gatewayv1.ReferenceGrant:
 		o.Spec.From = some(r, 2, func() gatewayv1.ReferenceGrantFrom {
-			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, gatewayv1.GroupName, experimentalGroup, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet", kindTelemetry), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
+			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, gatewayv1.GroupName, gatewayxv1alpha1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet", kindTelemetry), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
 		})
 		o.Spec.To = some(r, 2, func() gatewayv1.ReferenceGrantTo {
 			return gatewayv1.ReferenceGrantTo{Group: pick[gatewayv1.Group](r, "", "", "x"), Kind: pick[gatewayv1.Kind](r, "Service", "Secret", "ConfigMap"), Name: maybe[gatewayv1.ObjectName](r, "v1", "s1")}
@@ -506,7 +506,7 @@ func (w *world) backend() gatewayv1.BackendRef {
 	r := w.r
 	if r.IntN(12) == 0 {
 		return gatewayv1.BackendRef{BackendObjectReference: gatewayv1.BackendObjectReference{
-			Group: new(gatewayv1.Group(experimentalGroup)), Kind: new(gatewayv1.Kind(kindXBackend)), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "v1", "v2"), Port: maybe[int32](r, 80)}}
+			Group: new(gatewayv1.Group(gatewayxv1alpha1.GroupName)), Kind: new(gatewayv1.Kind(kindXBackend)), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "v1", "v2"), Port: maybe[int32](r, 80)}}
 	}
 	return gatewayv1.BackendRef{
 		BackendObjectReference: gatewayv1.BackendObjectReference{

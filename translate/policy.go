@@ -24,9 +24,24 @@ func tlsPolicies(v *view, namespace, service string) (out []policyTarget) {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b policyTarget) int {
-		return cmp.Or(a.policy.created.Compare(b.policy.created), strings.Compare(a.policy.object.Name, b.policy.object.Name))
+		return older(a.policy.identity, b.policy.identity)
 	})
 	return out
+}
+
+// older orders policies of a namespace that speak of one thing, the one that counts first (GEP-713): the oldest, then by name.
+func older(a, b identity) int {
+	return cmp.Or(a.created.Compare(b.created), strings.Compare(a.object.Name, b.object.Name))
+}
+
+// ofTargets gives what keeps a policy from some of its targets its condition: where other targets are left, the rest of it is followed.
+func ofTargets(lost []record.Problem, targets int) []record.Problem {
+	if len(lost) < targets {
+		for i := range lost {
+			lost[i].Condition = "PartiallyInvalid"
+		}
+	}
+	return lost
 }
 
 type policyTarget struct {

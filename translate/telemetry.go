@@ -23,9 +23,7 @@ func telemetryPolicies(v *view, namespace, gateway string) (out []*telemetryFact
 			out = append(out, p)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *telemetryFact) int {
-		return cmp.Or(a.created.Compare(b.created), strings.Compare(a.object.Name, b.object.Name))
-	})
+	slices.SortStableFunc(out, func(a, b *telemetryFact) int { return older(a.identity, b.identity) })
 	return out
 }
 
@@ -164,12 +162,7 @@ func compileTelemetryPolicy(v *view, namespace, name string) record.Policy {
 			lost = append(lost, conflicted(winner.object, gatewayv1.LocalPolicyTargetReference(t)))
 		}
 	}
-	if len(lost) < len(f.spec.TargetRefs) { // the rest of it is followed
-		for i := range lost {
-			lost[i].Condition = "PartiallyInvalid"
-		}
-	}
 	_, problems := readTelemetry(v, f)
-	out.Problems = append(lost, problems...)
+	out.Problems = append(ofTargets(lost, len(f.spec.TargetRefs)), problems...)
 	return out
 }

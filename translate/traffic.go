@@ -1,13 +1,12 @@
 package translate
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
@@ -26,9 +25,7 @@ func trafficPolicies(v *view, namespace, service string) (out []*trafficFact) {
 			out = append(out, p)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *trafficFact) int {
-		return cmp.Or(a.created.Compare(b.created), strings.Compare(a.object.Name, b.object.Name))
-	})
+	slices.SortStableFunc(out, func(a, b *trafficFact) int { return older(a.identity, b.identity) })
 	return out
 }
 
@@ -37,7 +34,7 @@ func targeted(t gatewayv1.LocalPolicyTargetReference) string {
 	switch {
 	case t.Group == "" && t.Kind == "Service":
 		return string(t.Name)
-	case t.Group == experimentalGroup && t.Kind == kindXBackend:
+	case t.Group == gatewayxv1alpha1.GroupName && t.Kind == kindXBackend:
 		return xbackendPrefix + string(t.Name)
 	}
 	return ""
@@ -54,6 +51,14 @@ func retryBudget(v *view, namespace, service string) *envoy.RetryBudget {
 		return nil
 	}
 	return budget
+}
+
+// limitRetries gives the cluster of a backend its retry budget, if it has one.
+func limitRetries(v *view, k record.Key, c *clusterv3.Cluster) *clusterv3.Cluster {
+	if b := retryBudget(v, k.Namespace, serviceOfKey(k)); b != nil && c != nil {
+		envoy.LimitRetries(c, *b)
+	}
+	return c
 }
 
 // readTraffic reads what a policy asks for, with what keeps it from being followed.
@@ -137,13 +142,8 @@ func compileTrafficPolicy(v *view, namespace, name string) record.Policy {
 			out.Services = append(out.Services, service)
 		}
 	}
-	if len(lost) < len(f.spec.TargetRefs) { // the rest of it is followed
-		for i := range lost {
-			lost[i].Condition = "PartiallyInvalid"
-		}
-	}
 	_, problems := readTraffic(f.spec)
-	out.Problems = append(lost, problems...)
+	out.Problems = append(ofTargets(lost, len(f.spec.TargetRefs)), problems...)
 	return out
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/fleetgate/fleetgate/translate/record"
 )
@@ -101,7 +102,7 @@ func (v *view) granted(fromKind, fromNamespace, toKind, toNamespace, toName stri
 func (g *grantFact) allows(fromKind, fromNamespace, toKind, toName string) bool {
 	group := gatewayv1.Group(gatewayv1.GroupName)
 	if fromKind == kindTelemetry {
-		group = experimentalGroup
+		group = gatewayxv1alpha1.GroupName
 	}
 	from := slices.ContainsFunc(g.from, func(f gatewayv1.ReferenceGrantFrom) bool {
 		return f.Group == group && string(f.Kind) == fromKind && string(f.Namespace) == fromNamespace

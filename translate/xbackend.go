@@ -13,9 +13,6 @@ import (
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
-// experimentalGroup is the group of the kinds that no standard channel has.
-const experimentalGroup = "gateway.networking.x-k8s.io"
-
 // kindXBackend is a backend that says itself how it is reached (GEP-4894).
 const kindXBackend = "XBackend"
 
@@ -66,10 +63,7 @@ func compileXBackend(v *view, k record.Key, name string) compiled {
 		tls.Protocols = alpn[protocol]
 	}
 	cluster, err := envoy.HostCluster(out.Name, f.host(), uint32(f.spec.Port.Number), protocol)
-	if b := retryBudget(v, k.Namespace, serviceOfKey(k)); b != nil && err == nil {
-		envoy.LimitRetries(cluster, *b)
-	}
-	out.Bytes = mustBytes(cluster, err)
+	out.Bytes = mustBytes(limitRetries(v, k, cluster), err)
 	return compiled{value: out}
 }
 

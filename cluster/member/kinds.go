@@ -20,9 +20,6 @@ import (
 // GatewayGroup is the API group of the Gateway API.
 const GatewayGroup = gatewayv1.GroupName
 
-// experimentalGroup is the group of its kinds that are in no release's standard channel.
-const experimentalGroup = "gateway.networking.x-k8s.io"
-
 // kind is a kind of object that a directory may hold.
 type kind struct {
 	name       string
@@ -94,8 +91,8 @@ func crd(name, file string, new func() Object) *kind {
 
 // experimental is a kind that only the Gateway API's experimental channel has.
 func experimental(name, file string, new func() Object) *kind {
-	k := builtin(name, experimentalGroup, "v1alpha1", new)
-	k.crd = "experimental/" + experimentalGroup + "_" + file + ".yaml"
+	k := builtin(name, gatewayxv1alpha1.GroupName, "v1alpha1", new)
+	k.crd = "experimental/" + gatewayxv1alpha1.GroupName + "_" + file + ".yaml"
 	return k
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 
-	"github.com/fleetgate/fleetgate/cluster/member"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,6 +18,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
 // api is one API server, reached over one HTTP client.
