@@ -18,15 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-const budgetGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
-metadata: {namespace: shop, name: gw}
-spec: {gatewayClassName: envoy, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
----
-kind: HTTPRoute
+const budgetGateway = httpGateway + `kind: HTTPRoute
 metadata: {namespace: shop, name: r}
 spec: {parentRefs: [{name: gw}], rules: [{backendRefs: [{name: web, port: 80}], retry: {attempts: 1, codes: [503]}}]}
 ---
@@ -132,15 +124,7 @@ func resolved(question []byte) ([]byte, error) {
 	return m.Pack()
 }
 
-const xbackendGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
-metadata: {namespace: shop, name: gw}
-spec: {gatewayClassName: envoy, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
----
-`
+const xbackendGateway = httpGateway + ``
 
 // xbackend writes an XBackend at a port, and a route that sends there what begins with its name.
 func xbackend(name, port, more string) string {
@@ -210,15 +194,7 @@ func (c *collector) export(_ any, stream grpc.ServerStream) error {
 	return stream.SendMsg(&emptypb.Empty{})
 }
 
-const tracedGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
-metadata: {namespace: shop, name: gw}
-spec: {gatewayClassName: envoy, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
----
-kind: HTTPRoute
+const tracedGateway = httpGateway + `kind: HTTPRoute
 metadata: {namespace: shop, name: r}
 spec: {parentRefs: [{name: gw}], rules: [{backendRefs: [{name: web, port: 80}]}]}
 ---
@@ -240,23 +216,10 @@ spec:
 // traced runs a Gateway with a sampling, sends requests with and without a caller's span, and gives the first span of a request that the collector gets.
 func traced(t *testing.T, rate, parents string, requests ...string) string {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := &collector{spans: make(chan string, 1000)}
-	srv := grpc.NewServer(grpc.UnknownServiceHandler(c.export))
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(lis) }()
-	t.Cleanup(func() {
-		srv.Stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	spans := serveGRPC(t, grpc.NewServer(grpc.UnknownServiceHandler(c.export)), "127.0.0.1:0")
 	web := httptest.NewServer(http.HandlerFunc(echo))
 	t.Cleanup(web.Close)
-	_, spans, _ := net.SplitHostPort(lis.Addr().String())
 	_, port, _ := net.SplitHostPort(web.Listener.Addr().String())
 	manifests := strings.NewReplacer("RATE", rate, "PARENTS", parents).Replace(tracedGateway)
 	r := run(t, strings.TrimSuffix(manifests+slicesOf("web", "TCP", port)+slicesOf("collector", "TCP", spans), "---\n"))

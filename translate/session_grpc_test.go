@@ -27,34 +27,14 @@ func grpcEndpointsOf(t *testing.T, name string, addresses ...string) string {
 	t.Helper()
 	port := "0"
 	for _, address := range addresses {
-		lis, err := net.Listen("tcp", net.JoinHostPort(address, port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, port, _ = net.SplitHostPort(lis.Addr().String())
 		s := grpc.NewServer()
 		authv3.RegisterAuthorizationServer(s, named{address: address})
-		done := make(chan error, 1)
-		go func() { done <- s.Serve(lis) }()
-		t.Cleanup(func() {
-			s.Stop()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		})
+		port = serveGRPC(t, s, net.JoinHostPort(address, port))
 	}
 	return strings.Replace(slicesOf(name, "TCP", port), "127.0.0.1", strings.Join(addresses, ", "), 1)
 }
 
-const grpcSessions = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
-metadata: {namespace: shop, name: gw}
-spec: {gatewayClassName: envoy, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
----
-kind: GRPCRoute
+const grpcSessions = httpGateway + `kind: GRPCRoute
 metadata: {namespace: shop, name: r}
 spec:
   parentRefs: [{name: gw}]

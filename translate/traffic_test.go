@@ -211,6 +211,25 @@ func answer(lis net.Listener, name string) {
 	}()
 }
 
+// serveGRPC runs a server at an address until the test ends.
+func serveGRPC(t *testing.T, s *grpc.Server, address string) (port string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(lis) }()
+	t.Cleanup(func() {
+		s.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	_, port, _ = net.SplitHostPort(lis.Addr().String())
+	return port
+}
+
 // packets answers each datagram with its name.
 func packets(t *testing.T, name string) (port string) {
 	t.Helper()
@@ -279,6 +298,17 @@ func secretOf(name string, p pair) string {
 	return fmt.Sprintf("kind: Secret\nmetadata: {namespace: shop, name: %s}\ntype: kubernetes.io/tls\ndata: {tls.crt: %s, tls.key: %s}\n---\n",
 		name, base64.StdEncoding.EncodeToString(p.cert), base64.StdEncoding.EncodeToString(p.key))
 }
+
+// httpGateway is a Gateway with one listener, for tests that have nothing to say of it.
+const httpGateway = `kind: GatewayClass
+metadata: {name: envoy}
+spec: {controllerName: fleetgate.io/gatewayclass-controller}
+---
+kind: Gateway
+metadata: {namespace: shop, name: gw}
+spec: {gatewayClassName: envoy, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
+---
+`
 
 const streamGateway = `kind: GatewayClass
 metadata: {name: envoy}

@@ -323,22 +323,8 @@ func survives(b bench) {
 // killed kills the containers of the pods of a pattern, and returns when their node has started them again.
 func (b bench) killed(pods string) {
 	b.Helper()
-	files, err := filepath.Glob(filepath.Join(b.r.Cluster(0).Dir, "kubelet", "pids", pods, "*"))
-	if err != nil || len(files) == 0 {
-		b.Fatalf("no container of %s is noted: %v", pods, err)
-	}
-	var kill, restarted strings.Builder
-	for _, f := range files {
-		pid, err := os.ReadFile(f)
-		if err != nil {
-			b.Fatal(err)
-		}
-		id := strings.TrimSpace(string(pid))
-		fmt.Fprintf(&kill, "kill -9 %s; ", id)
-		fmt.Fprintf(&restarted, `until now=$(cat %s) && test -n "$now" && test "$now" != %s; do sleep 0.02; done; `, f, id)
-	}
-	if code, err := b.r.Run(b.Context(), rig.Command{Args: []string{"sh", "-c", kill.String() + restarted.String()}, Stderr: os.Stderr}); code != 0 || err != nil {
-		b.Fatalf("kill %s: exit code %d, %v", pods, code, err)
+	if err := b.r.KillContainers(b.Context(), b.r.Cluster(0).Name, pods); err != nil {
+		b.Fatal(err)
 	}
 }
 
