@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -53,35 +54,44 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: true}}]
 	row(t, "endpoints changed without a quorum -> served", "%v", took)
 }
 
-// ownerOf names the replica that owns a namespace, once every replica owns rows, none is on its way to another, and all replicas have heard of that: one that was not told that it
-// owns a row before the quorum went will never know.
+// ownerOf names the replica that owns a namespace, once every replica votes and owns rows, no row is on its way to another, and all replicas have applied what says so: one that was
+// not told that it owns a row before the quorum went will never know.
 func (r *rig) ownerOf(namespace string) (owner string) {
 	r.t.Helper()
 	r.until("every replica owns rows, and all know it", 30*time.Second, func() bool {
-		var tables []string
-		for _, admin := range r.adminAddresses() {
-			v, err := viewOf(admin)
-			if err != nil {
-				return false
-			}
-			owners := map[string]bool{}
-			for _, row := range v.Rows {
-				if row.Next != "" {
-					return false
-				}
-				from, _ := strconv.ParseUint(row.From, 16, 64)
-				to, _ := strconv.ParseUint(row.To, 16, 64)
-				owners[row.Owner] = true
-				if shard.Contains(store.Row{From: from, To: to}, namespace) {
-					owner = row.Owner
-				}
-			}
-			if len(owners) != 3 {
-				return false
-			}
-			tables = append(tables, fmt.Sprint(v.Rows))
+		v, err := r.view()
+		if err != nil || slices.ContainsFunc(v.Replicas, func(x replicaView) bool { return x.Role == "Nonvoter" }) {
+			return false
 		}
-		return len(slices.Compact(tables)) == 1 && owner != ""
+		owners := map[string]bool{}
+		for _, row := range v.Rows {
+			if row.Next != "" {
+				return false
+			}
+			from, _ := strconv.ParseUint(row.From, 16, 64)
+			to, _ := strconv.ParseUint(row.To, 16, 64)
+			owners[row.Owner] = true
+			if shard.Contains(store.Row{From: from, To: to}, namespace) {
+				owner = row.Owner
+			}
+		}
+		after, err := r.view() // the index of the first may be older than its rows
+		behind := func(admin string) bool { return appliedBy(admin) < after.Index }
+		return err == nil && len(owners) == 3 && owner != "" && !slices.ContainsFunc(r.adminAddresses(), behind)
 	})
 	return owner
+}
+
+// appliedBy is the index that a replica itself has applied, 0 where it does not say. Its view would be the leader's.
+func appliedBy(admin string) uint64 {
+	resp, err := client.Get("http://" + admin + "/v1/hash")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var h struct {
+		Index uint64 `json:"index"`
+	}
+	_ = json.NewDecoder(resp.Body).Decode(&h) // what cannot be read has applied nothing
+	return h.Index
 }

@@ -27,7 +27,7 @@ type view struct {
 
 type replicaView struct {
 	ID      string `json:"id"`
-	Role    string `json:"role"` // Leader, Follower, Unreachable
+	Role    string `json:"role"` // Leader, Follower, Nonvoter (it has not caught up yet and counts for no majority), Unreachable
 	Raft    string `json:"raft"`
 	XDS     string `json:"xds"`
 	Admin   string `json:"admin"`

@@ -57,6 +57,10 @@ func (r *replica) viewGroup(v *view) {
 			live[shard.ReplicaOf(s)] = b
 		}
 	}
+	votes := map[string]bool{}
+	for _, m := range r.group.Members() {
+		votes[m.ID] = m.Voter
+	}
 	for _, rep := range r.db.Replicas() {
 		b, ok := live[rep.ID]
 		out := replicaView{ID: rep.ID, Raft: rep.Raft, XDS: rep.XDS, Admin: rep.Admin, Version: rep.Version, Role: "Follower", Live: ok, Applied: b.Applied, Rows: b.Rows, Proxies: b.Proxies}
@@ -65,6 +69,8 @@ func (r *replica) viewGroup(v *view) {
 			out.Role, out.Live = "Leader", true
 		case !ok:
 			out.Role = "Unreachable"
+		case !votes[rep.ID]:
+			out.Role = "Nonvoter"
 		}
 		v.Replicas = append(v.Replicas, out)
 	}
