@@ -51,15 +51,14 @@ func (r *replica) view() view {
 }
 
 func (r *replica) viewGroup(v *view) {
-	live := map[string]shard.Heartbeat{}
+	live, votes := map[string]shard.Heartbeat{}, map[string]bool{}
 	if r.joined() {
 		for s, b := range r.leader.Live() {
 			live[shard.ReplicaOf(s)] = b
 		}
-	}
-	votes := map[string]bool{}
-	for _, m := range r.group.Members() {
-		votes[m.ID] = m.Voter
+		for _, m := range r.group.Members() {
+			votes[m.ID] = m.Voter
+		}
 	}
 	for _, rep := range r.db.Replicas() {
 		b, ok := live[rep.ID]
