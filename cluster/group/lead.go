@@ -3,6 +3,7 @@ package group
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -193,8 +194,10 @@ func (g *Group) TransferLeadership(ctx context.Context) error {
 	return nil
 }
 
-// watchLeader passes on who leads, and shortens the timeouts after the first leader was seen.
+// watchLeader passes on who leads, shortens the timeouts after the first leader was seen, and from then on looks whether the leader is silent.
 func (g *Group) watchLeader(observations <-chan raft.Observation) {
+	silence := time.NewTimer(time.Hour)
+	defer silence.Stop()
 	seen := false
 	for {
 		select {
@@ -203,18 +206,45 @@ func (g *Group) watchLeader(observations <-chan raft.Observation) {
 			if l.LeaderID != "" && !seen {
 				seen = true
 				g.shorten()
+				silence.Reset(0)
 			}
 			g.log.Debug("leader", "id", string(l.LeaderID))
 			g.changed.fire()
+		case <-silence.C:
+			silence.Reset(g.lookAtLeader())
 		case <-g.ctx.Done():
 			return
 		}
 	}
 }
 
+// lookAtLeader has Raft look at its leader as soon as that has been silent for the heartbeat timeout, and tells when to look again. By itself Raft looks at times of its own, one to two
+// timeouts apart, and as nobody votes who still believes in the old leader, the slower of two followers decides. Replicas look one after another, lest all stand for election at
+// once and split the vote.
+func (g *Group) lookAtLeader() time.Duration {
+	limit, turn := g.cfg.Heartbeat, rand.N(g.cfg.Heartbeat/5)
+	last := g.raft.LastContact()
+	if g.raft.State() != raft.Follower || last.IsZero() {
+		return limit + turn
+	}
+	if silent := time.Since(last); silent < limit {
+		return limit - silent + turn
+	}
+	c := g.raft.ReloadableConfig()
+	c.HeartbeatTimeout = limit - 1 // a timeout that shrinks is looked at now
+	g.reload(c)
+	c.HeartbeatTimeout = limit
+	g.reload(c)
+	return limit + turn
+}
+
 func (g *Group) shorten() {
 	c := g.raft.ReloadableConfig()
 	c.HeartbeatTimeout, c.ElectionTimeout = g.cfg.Heartbeat, g.cfg.Heartbeat
+	g.reload(c)
+}
+
+func (g *Group) reload(c raft.ReloadableConfig) {
 	if err := g.raft.ReloadConfig(c); err != nil {
 		g.log.Warn("setting the timeouts for normal operation", "err", err)
 	}
