@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -22,7 +23,8 @@ import (
 
 const (
 	settle   = 300 * time.Millisecond // the first write of a change waits this long for ACKs, so that a healthy change is one write
-	interval = time.Second            // then at most one write for each object and second
+	interval = time.Second            // on the long run there is at most one write for each object and second
+	burst    = 3                      // so many come without a pause: that it waits, that it is live, and a change by its author
 	parallel = 8                      // writes under way in one member cluster
 )
 
@@ -68,9 +70,9 @@ type lane struct {
 // mark is an object whose status may have to change.
 type mark struct {
 	since time.Time // first said so
-	last  time.Time // last write
 	waits []wait    // not live there yet: it is looked at again when they have ACKed it
 	due   bool
+	pace  *rate.Limiter // its tokens are the writes that may come now
 }
 
 // wait is a fleet, and the index that it has to reach.
@@ -97,7 +99,7 @@ func (w *Writer) Touch(keys []record.Key) {
 		}
 		m := l.dirty[k]
 		if m == nil {
-			m = &mark{}
+			m = &mark{pace: rate.NewLimiter(rate.Every(interval), burst)}
 			l.dirty[k] = m
 		}
 		if !m.due {
@@ -194,7 +196,7 @@ func (w *Writer) candidates(l *lane) []record.Key {
 		switch {
 		case m.due || slices.ContainsFunc(m.waits, moved):
 			out = append(out, k)
-		case len(m.waits) == 0 && w.Now().Sub(m.last) > interval:
+		case len(m.waits) == 0 && m.pace.TokensAt(w.Now()) >= burst:
 			delete(l.dirty, k)
 		}
 	}
@@ -256,8 +258,8 @@ func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Durat
 		w.mu.Unlock()
 		return 0
 	}
-	if !m.last.IsZero() {
-		pause = max(pause, interval-now.Sub(m.last))
+	if lack := 1 - m.pace.TokensAt(now); lack > 0 {
+		pause = max(pause, time.Duration(lack*float64(interval)))
 	}
 	if pause > 0 {
 		m.due = true
@@ -270,7 +272,7 @@ func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Durat
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if wrote {
-		m.last = now
+		m.pace.AllowN(now, 1)
 	}
 	if err == nil {
 		return 0
