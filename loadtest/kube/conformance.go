@@ -24,6 +24,9 @@ import (
 // exitFindings says that the suite ran and found failures.
 const exitFindings = 2
 
+// atOnce is how many of the suite's parallel tests run at the same time.
+const atOnce = 16
+
 // suiteRun is what the command conformance is told.
 type suiteRun struct {
 	rig.Options
@@ -62,7 +65,7 @@ func newConformanceCommand(at directory) *cobra.Command {
 	f.StringVar(&s.class, "class", "fleetgate", "the name of the GatewayClass")
 	f.StringVar(&s.out, "out", "", "the directory of report, results and log (default: conformance, beside the clusters' state)")
 	f.StringArrayVar(&s.tests, "test", nil, "run this test only; may be repeated")
-	f.IntVar(&s.parallel, "parallel", 0, "how many of the suite's parallel tests at once (default: as many as there are processors)")
+	f.IntVar(&s.parallel, "parallel", atOnce, "how many of the suite's parallel tests at once: they wait more than they work")
 	f.IntVar(&s.Clusters, "clusters", 1, "how many, if they have to be started")
 	f.IntVar(&s.runs, "runs", 1, "run the suite so many times, one after another, and stop at the first failure")
 	f.DurationVar(&s.killEvery, "kill-every", 0, "kill a replica of Fleetgate by SIGKILL so often, one after another; kills are noted in kills.tsv beside the report (default: none)")
@@ -173,13 +176,10 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program,
 	}
 	defer func() { _ = log.Close() }()
 	args := []string{
-		program, "-test.v", "-test.timeout=60m", "-test.run=^TestConformance$", "-gateway-class=" + s.class,
+		program, "-test.v", "-test.timeout=60m", "-test.parallel=" + strconv.Itoa(s.parallel), "-test.run=^TestConformance$", "-gateway-class=" + s.class,
 		"-results=" + results, "-report-output=" + report, "-organization=fleetgate", "-project=fleetgate",
 		"-url=https://github.com/fleetgate/fleetgate", "-contact=https://github.com/fleetgate/fleetgate/issues", "-version=" + s.version(ctx),
 		"-usable-address=" + usable(c), "-unusable-address=unusable.example",
-	}
-	if s.parallel > 0 {
-		args = append(args, "-test.parallel="+strconv.Itoa(s.parallel))
 	}
 	if len(s.tests) > 0 { // not -run-test, with which the suite asks nobody what is supported
 		args = append(args, "-test.run=^TestConformance$/^("+strings.Join(s.tests, "|")+")$")

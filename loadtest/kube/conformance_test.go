@@ -27,7 +27,7 @@ func TestConformance(t *testing.T) {
 	}
 	out := t.TempDir()
 	var told bytes.Buffer
-	s := suiteRun{Options: rig.Options{Dir: filepath.Join(t.TempDir(), "rig"), Program: program, Channel: "standard"}, class: "fleetgate", out: out}
+	s := suiteRun{Options: rig.Options{Dir: filepath.Join(t.TempDir(), "rig"), Program: program, Channel: "standard"}, class: "fleetgate", parallel: atOnce, out: out}
 	if err := s.run(t.Context(), &told, os.Stderr); err != nil {
 		log, _ := os.ReadFile(filepath.Join(out, "suite.log")) // without it there is still what was told
 		t.Errorf("%v\n%s\n%s", err, told.String(), failures(string(log)))
