@@ -19,13 +19,15 @@ func TestDefinitionsAreToldOnTheClass(t *testing.T) {
 	for _, c := range []struct {
 		name, bundle, problem string
 		crds                  []Event
-		experimental          bool
+		experimental, bundles bool
 	}{
 		{name: "a directory, which has no CRDs of its own"},
 		{name: "the newest", bundle: "v1.7.0 (standard)", crds: []Event{crd("gateways.gateway.networking.k8s.io", "v1.7.0", "standard"), crd("envoyfleets.fleetgate.io", "", "")}},
 		{name: "two releases", bundle: "v1.4.1 (standard), v1.7.0 (experimental)",
 			crds: []Event{crd("gateways.gateway.networking.k8s.io", "v1.4.1", "standard"), crd("xbackends.gateway.networking.x-k8s.io", "v1.7.0", "experimental")}},
 		{name: "the newest experiments", bundle: "v1.7.0 (experimental)", experimental: true, crds: []Event{crd("gateways.gateway.networking.k8s.io", "v1.7.0", "experimental")}},
+		{name: "trust bundles, which come with no release", bundle: "v1.7.0 (experimental)", experimental: true, bundles: true,
+			crds: []Event{crd("gateways.gateway.networking.k8s.io", "v1.7.0", "experimental"), crd(TrustBundles, "", "")}},
 		{name: "older experiments, whose fields have other names", bundle: "v1.6.3 (experimental)", crds: []Event{crd("gateways.gateway.networking.k8s.io", "v1.6.3", "experimental")}},
 		{name: "a newer release is taken for a known one", bundle: "v1.8.0 (standard)", problem: "gateways.gateway.networking.k8s.io v1.8.0",
 			crds: []Event{crd("gateways.gateway.networking.k8s.io", "v1.8.0", "standard")}},
@@ -43,7 +45,7 @@ func TestDefinitionsAreToldOnTheClass(t *testing.T) {
 		for _, p := range class.Problems {
 			problem += p.Condition + " " + p.Message
 		}
-		if class.Bundle != c.bundle || class.Experimental != c.experimental || (c.problem == "") != (problem == "") || !strings.Contains(problem, c.problem) {
+		if class.Bundle != c.bundle || class.Experimental != c.experimental || class.TrustBundles != c.bundles || (c.problem == "") != (problem == "") || !strings.Contains(problem, c.problem) {
 			t.Errorf("%s: bundle %q, experimental %v, problem %q; want %q, %v, %q", c.name, class.Bundle, class.Experimental, problem, c.bundle, c.experimental, c.problem)
 		}
 	}

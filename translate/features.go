@@ -6,11 +6,15 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// SupportedFeatures are the features that are honoured, for status.supportedFeatures; those of the experimental channel only where a cluster's CRDs are of it.
-func SupportedFeatures(experimental bool) []gatewayv1.SupportedFeature {
+// SupportedFeatures are the features that are honoured, for status.supportedFeatures; those of the experimental channel only where a cluster's CRDs are of it, and
+// ClusterTrustBundle only where it serves these too (GEP-5075).
+func SupportedFeatures(experimental, trustBundles bool) []gatewayv1.SupportedFeature {
 	names := slices.Clone(features)
 	if experimental {
 		names = append(names, experiments...)
+		if trustBundles {
+			names = append(names, clusterTrustBundle)
+		}
 		slices.Sort(names)
 	}
 	out := make([]gatewayv1.SupportedFeature, len(names))
@@ -20,7 +24,10 @@ func SupportedFeatures(experimental bool) []gatewayv1.SupportedFeature {
 	return out
 }
 
-// experiments are the features of the experimental channel that are honoured, as their GEPs name them: version 1.7 of the suite does not know these yet.
+// clusterTrustBundle is claimed for both that may name such authorities: the validation of clients by a Gateway, and BackendTLSPolicy.
+const clusterTrustBundle = "ClusterTrustBundle"
+
+// experiments are the features of the experimental channel that are honoured, as their GEPs name them: version 1.7 of the suite does not test these yet.
 var experiments = []string{
 	"GRPCRouteDefaultGateway",                                // GEP-3793
 	"GRPCRouteSessionPersistence",                            // GEP-1619

@@ -10,6 +10,7 @@ func compileClass(v *view, k record.Key) compiled {
 	}
 	out := record.Class{Object: f.object, ControllerName: f.controller}
 	out.Bundle, out.Experimental, out.Problems = definitions(v)
+	out.TrustBundles = v.defined(TrustBundles)
 	if _, err := v.parameters(f.parameters); err != nil {
 		out.Problems = append(out.Problems, accepted("InvalidParameters", err.Error()))
 	}

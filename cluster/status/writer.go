@@ -52,8 +52,8 @@ type Writer struct {
 	Logger      *slog.Logger
 	Now         func() time.Time
 	Written     func() // counts writes, may be nil
-	// Features are those that GatewayClasses of ours are said to have, sorted; experimental says that their cluster's CRDs are of that channel.
-	Features func(experimental bool) []gatewayv1.SupportedFeature
+	// Features are those that a GatewayClass of ours is said to have, sorted.
+	Features func(assemble.ClassStatus) []gatewayv1.SupportedFeature
 
 	mu     sync.Mutex
 	lanes  map[string]*lane
@@ -374,7 +374,7 @@ func (w *Writer) class(k record.Key) (composed, bool) {
 	with := func(present []byte, now metav1.Time) (any, error) {
 		var p gatewayv1.GatewayClassStatus
 		err := json.Unmarshal(present, &p)
-		p.Conditions, p.SupportedFeatures = merge(p.Conditions, s.Conditions, now), w.Features(s.Experimental)
+		p.Conditions, p.SupportedFeatures = merge(p.Conditions, s.Conditions, now), w.Features(s)
 		return p, err
 	}
 	return composed{object: s.Object, with: with, finalizer: gatewayv1.GatewayClassFinalizerGatewaysExist, used: s.Used}, ok

@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"time"
 
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
 	"github.com/fleetgate/fleetgate/cluster/fleet"
 	"github.com/fleetgate/fleetgate/cluster/group"
 	"github.com/fleetgate/fleetgate/cluster/member"
@@ -288,7 +290,9 @@ func (r *replica) build() {
 	r.leader = &shard.Leader{Store: r.db, Proposer: r.group, Weights: r.manager.Weights, Logger: r.log, Now: time.Now,
 		Expect: func() int { return len(r.group.Members()) }}
 	r.status = status.NewWriter(r, r.cfg.ControllerNames, r.log)
-	r.status.Features = translate.SupportedFeatures
+	r.status.Features = func(c assemble.ClassStatus) []gatewayv1.SupportedFeature {
+		return translate.SupportedFeatures(c.Experimental, c.TrustBundles)
+	}
 	r.status.Written = r.metrics.statusWrites.Inc
 	r.acks.changed = r.status.Acked
 }

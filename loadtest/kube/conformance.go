@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,11 +44,13 @@ func newConformanceCommand(at directory) *cobra.Command {
 		Use:   "conformance [-- FLAG-OF-THE-SUITE...]",
 		Short: "Install Fleetgate in a cluster and run the Gateway API's conformance suite against it",
 		Long: "Install Fleetgate in a cluster and run the Gateway API's official conformance suite v1.7.0 against it: the five profiles of gateways, with the features that the GatewayClass publishes.\n" +
+			"Then it runs tests of our own, whose names begin with Own, of features that the suite names without testing them; their outcomes are told apart.\n" +
 			"A cluster that is up already is used and left up; otherwise one is started, and ended afterwards. The suite's report, the outcome of each test and its log are\n" +
 			"written to --out. Exit code 2 says that tests failed.\n\n" +
 			"With several clusters Fleetgate is installed in the first and has the others as member clusters, and the suite runs on all at the same time.",
 		Example: "  go run ./loadtest/kube conformance\n" +
 			"  go run ./loadtest/kube conformance --test HTTPRouteWeight --test UDPRoute\n" +
+			"  go run ./loadtest/kube conformance --channel experimental\n" +
 			"  go run ./loadtest/kube conformance --runs 10\n" +
 			"  go run ./loadtest/kube conformance --clusters 2 --kill-every 20s\n" +
 			"  go run ./loadtest/kube conformance -- -debug -cleanup-test-resources=false",
@@ -164,8 +167,8 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program,
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return fmt.Errorf("make the directory of the report: %w", err)
 	}
-	results, report := filepath.Join(at, "results.tsv"), filepath.Join(at, "report.yaml")
-	for _, stale := range []string{results, report} {
+	results, own, report := filepath.Join(at, resultsFile), filepath.Join(at, ownResultsFile), filepath.Join(at, "report.yaml")
+	for _, stale := range []string{results, own, report} {
 		if err := os.Remove(stale); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the report of an earlier run: %w", err)
 		}
@@ -176,13 +179,10 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program,
 	}
 	defer func() { _ = log.Close() }()
 	args := []string{
-		program, "-test.v", "-test.timeout=60m", "-test.parallel=" + strconv.Itoa(s.parallel), "-test.run=^TestConformance$", "-gateway-class=" + s.class,
-		"-results=" + results, "-report-output=" + report, "-organization=fleetgate", "-project=fleetgate",
+		program, "-test.v", "-test.timeout=60m", "-test.parallel=" + strconv.Itoa(s.parallel), "-test.run=" + chosen(s.tests), "-gateway-class=" + s.class,
+		"-results=" + results, "-own-results=" + own, "-report-output=" + report, "-organization=fleetgate", "-project=fleetgate",
 		"-url=https://github.com/fleetgate/fleetgate", "-contact=https://github.com/fleetgate/fleetgate/issues", "-version=" + s.version(ctx),
 		"-usable-address=" + usable(c), "-unusable-address=unusable.example",
-	}
-	if len(s.tests) > 0 { // not -run-test, with which the suite asks nobody what is supported
-		args = append(args, "-test.run=^TestConformance$/^("+strings.Join(s.tests, "|")+")$")
 	}
 	_, _ = fmt.Fprintf(progress, "conformance: running; each outcome is written to %s as it is known, the suite's log to %s\n", results, log.Name())
 	start := time.Now()
@@ -193,7 +193,26 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program,
 	if err := writeFeatures(report, filepath.Join(at, "features.md")); err != nil {
 		return err
 	}
-	return tellResults(out, c.Name, s.tests, results, log.Name(), time.Since(start), code)
+	return tellResults(out, c.Name, s.tests, at, log.Name(), time.Since(start), code)
+}
+
+// chosen is what the program is to run: the official suite and then our own tests, or those of either that are named. It is not the flag -run-test, with which the suite asks nobody
+// what is supported.
+func chosen(tests []string) string {
+	if len(tests) == 0 {
+		return "^(TestConformance|TestOwn)$"
+	}
+	var of []string
+	for _, t := range tests {
+		in := "TestConformance"
+		if strings.HasPrefix(t, "Own") {
+			in = "TestOwn"
+		}
+		if !slices.Contains(of, in) {
+			of = append(of, in)
+		}
+	}
+	return "^(" + strings.Join(of, "|") + ")$/^(" + strings.Join(tests, "|") + ")$"
 }
 
 // usable is an address of a cluster's load balancers that they do not give to anybody unasked, because they begin at the other end.

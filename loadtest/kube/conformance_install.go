@@ -16,6 +16,9 @@ import (
 	"github.com/fleetgate/fleetgate/loadtest/kube/rig"
 )
 
+// experimental is the channel of the Gateway API whose CRDs install.yaml does not have.
+const experimental = "experimental"
+
 // home is the namespace of deploy/install.yaml.
 const home = "fleetgate-system"
 
@@ -41,7 +44,11 @@ func (s suiteRun) prepare(ctx context.Context, r *rig.Rig, progress io.Writer) e
 	}
 	k := client{r: r, c: r.Cluster(0), progress: progress}
 	if s.install != "none" {
-		if err := k.do(ctx, "apply", "--server-side", "-f", s.install); err != nil {
+		install, err := s.manifest(r)
+		if err != nil {
+			return err
+		}
+		if err := k.do(ctx, "apply", "--server-side", "-f", install); err != nil {
 			return err
 		}
 		if len(r.State().Clusters) > 1 {
@@ -62,6 +69,34 @@ func (s suiteRun) prepare(ctx context.Context, r *rig.Rig, progress io.Writer) e
 		}
 	}
 	return nil
+}
+
+// manifest is the file to install from. Where the clusters have the CRDs of the experimental channel it is one without the Gateway API's: those of the standard channel, which the file
+// has, would take that channel's fields away.
+func (s suiteRun) manifest(r *rig.Rig) (string, error) {
+	if r.State().Channel != experimental {
+		return s.install, nil
+	}
+	text, err := os.ReadFile(s.install)
+	if err != nil {
+		return "", fmt.Errorf("read the manifest to install: %w", err)
+	}
+	to := filepath.Join(s.out, "install.yaml")
+	if err := os.WriteFile(to, []byte(withoutGatewayAPI(string(text))), 0o644); err != nil {
+		return "", fmt.Errorf("write the manifest to install: %w", err)
+	}
+	return to, nil
+}
+
+// withoutGatewayAPI leaves out the documents that are CRDs of the Gateway API.
+func withoutGatewayAPI(manifest string) string {
+	var out []string
+	for doc := range strings.SplitSeq(manifest, "\n---\n") {
+		if !strings.Contains(doc, "\nkind: CustomResourceDefinition\n") || !strings.Contains(doc, ".gateway.networking.k8s.io\n") {
+			out = append(out, doc)
+		}
+	}
+	return strings.Join(out, "\n---\n")
 }
 
 // join makes all clusters but the first member clusters: their kubeconfigs in a Secret, and a --cluster for each.
@@ -85,6 +120,10 @@ func (s suiteRun) join(ctx context.Context, k client) error {
 	if err != nil {
 		return err
 	}
+	crds := filepath.Join(root, "deploy", "crds")
+	if k.r.State().Channel == experimental {
+		crds = filepath.Join(crds, "fleetgate.io_envoyfleets.yaml")
+	}
 	secret := []string{"-n", home, "create", "secret", "generic", "member-clusters"}
 	var members []string
 	for _, c := range k.r.State().Clusters[1:] {
@@ -92,7 +131,7 @@ func (s suiteRun) join(ctx context.Context, k client) error {
 		members = append(members, fmt.Sprintf("--cluster=name=%s,kubeconfig=/etc/fleetgate/members/%s,xds=%s:18000", c.Name, c.Name, address))
 		of := k
 		of.c = c
-		if err := of.do(ctx, "apply", "--server-side", "-f", filepath.Join(root, "deploy", "crds")); err != nil {
+		if err := of.do(ctx, "apply", "--server-side", "-f", crds); err != nil {
 			return err
 		}
 	}

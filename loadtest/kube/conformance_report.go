@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,30 +17,61 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// tellResults counts the outcomes and names the failures, and those that were asked for and that the suite does not have.
-func tellResults(out io.Writer, cluster string, asked []string, results, log string, took time.Duration, code int) error {
-	f, err := os.Open(results)
+// The files of outcomes: of the suite's tests, and of our own.
+const (
+	resultsFile    = "results.tsv"
+	ownResultsFile = "own.tsv"
+)
+
+// outcomes are those of a run's tests.
+type outcomes struct {
+	count  map[string]int // by pass, fail and skip
+	failed []string
+	ran    []string
+}
+
+func readOutcomes(file string) (outcomes, error) {
+	out := outcomes{count: map[string]int{}}
+	f, err := os.Open(file)
 	if err != nil {
-		return fmt.Errorf("the suite did not start, exit code %d (see %s): %w", code, log, err)
+		return out, fmt.Errorf("read the results: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	count := map[string]int{}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		outcome, rest, _ := strings.Cut(lines.Text(), "\t")
-		count[outcome]++
 		name, _, _ := strings.Cut(rest, "\t")
-		asked = slices.DeleteFunc(slices.Clone(asked), func(a string) bool { return a == name })
+		out.count[outcome]++
+		out.ran = append(out.ran, name)
 		if outcome == "fail" {
-			_, _ = fmt.Fprintln(out, "FAIL", cluster, name)
+			out.failed = append(out.failed, name)
 		}
 	}
-	_, _ = fmt.Fprintf(out, "%s: %d passed, %d failed, %d skipped in %.0f s\n", cluster, count["pass"], count["fail"], count["skip"], took.Seconds())
 	if err := lines.Err(); err != nil {
-		return fmt.Errorf("read the results: %w", err)
+		return out, fmt.Errorf("read the results: %w", err)
 	}
-	if len(asked) > 0 {
-		return usageError{fmt.Errorf("--test %s: the suite has no such test", strings.Join(asked, ", "))}
+	return out, nil
+}
+
+// tellResults counts the outcomes and names the failures, and those that were asked for and that there are not. Our own tests are told apart: the suite's count is what others compare.
+func tellResults(out io.Writer, cluster string, asked []string, at, log string, took time.Duration, code int) error {
+	suite, err := readOutcomes(filepath.Join(at, resultsFile))
+	own, ownErr := readOutcomes(filepath.Join(at, ownResultsFile))
+	if err != nil && ownErr != nil {
+		return fmt.Errorf("the suite did not start, exit code %d (see %s): %w", code, log, err)
+	}
+	for _, name := range append(suite.failed, own.failed...) {
+		_, _ = fmt.Fprintln(out, "FAIL", cluster, name)
+	}
+	if err == nil {
+		_, _ = fmt.Fprintf(out, "%s: %d passed, %d failed, %d skipped in %.0f s\n", cluster, suite.count["pass"], suite.count["fail"], suite.count["skip"], took.Seconds())
+	}
+	if ownErr == nil {
+		_, _ = fmt.Fprintf(out, "%s, tests of our own: %d passed, %d failed, %d skipped\n", cluster, own.count["pass"], own.count["fail"], own.count["skip"])
+	}
+	ran := append(suite.ran, own.ran...)
+	if lack := slices.DeleteFunc(slices.Clone(asked), func(a string) bool { return slices.Contains(ran, a) }); len(lack) > 0 {
+		return usageError{fmt.Errorf("--test %s: there is no such test, or the GatewayClass does not publish what it tests", strings.Join(lack, ", "))}
 	}
 	if code != 0 {
 		_, _ = fmt.Fprintf(out, "see %s\n", log)

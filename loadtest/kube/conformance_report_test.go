@@ -11,21 +11,49 @@ import (
 	"time"
 )
 
-// TestResultsAreTold: what failed is named; a run that lacks a test that was asked for is no success.
+// TestResultsAreTold: what failed is named; a run that lacks a test that was asked for is no success. Our own tests change no figure of the suite's.
 func TestResultsAreTold(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "results.tsv")
-	if err := os.WriteFile(file, []byte("pass\tHTTPRouteWeight\t1.0\nfail\tUDPRoute\t2.0\nskip\tMeshBasic\t2.1\n"), 0o644); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var out strings.Builder
-	if err := tellResults(&out, "c2", []string{"UDPRoute"}, file, "suite.log", 3*time.Second, 1); !errors.Is(err, exitError(exitFindings)) {
+	if err := tellResults(&out, "c2", nil, dir, "suite.log", time.Second, 1); err == nil || !strings.Contains(err.Error(), "did not start") {
+		t.Errorf("without any result: %v", err)
+	}
+	write(resultsFile, "pass\tHTTPRouteWeight\t1.0\nfail\tUDPRoute\t2.0\nskip\tMeshBasic\t2.1\n")
+	if err := tellResults(&out, "c2", []string{"UDPRoute"}, dir, "suite.log", 3*time.Second, 1); !errors.Is(err, exitError(exitFindings)) {
 		t.Errorf("a run with failures ends with %v", err)
 	}
 	if want := "FAIL c2 UDPRoute\nc2: 1 passed, 1 failed, 1 skipped in 3 s\nsee suite.log\n"; out.String() != want {
 		t.Errorf("told %q, want %q", out.String(), want)
 	}
-	if err := tellResults(&out, "c2", []string{"HTTPRouteWeigth"}, file, "suite.log", time.Second, 0); err == nil || !strings.Contains(err.Error(), "HTTPRouteWeigth") {
+	if err := tellResults(&out, "c2", []string{"HTTPRouteWeigth"}, dir, "suite.log", time.Second, 0); err == nil || !strings.Contains(err.Error(), "HTTPRouteWeigth") {
 		t.Errorf("a test that does not exist: %v", err)
+	}
+	write(ownResultsFile, "pass\tOwnOne\t1.0\n")
+	out.Reset()
+	if err := tellResults(&out, "c2", []string{"OwnOne", "HTTPRouteWeight"}, dir, "suite.log", time.Second, 0); err != nil {
+		t.Error(err)
+	}
+	if want := "FAIL c2 UDPRoute\nc2: 1 passed, 1 failed, 1 skipped in 1 s\nc2, tests of our own: 1 passed, 0 failed, 0 skipped\n"; out.String() != want {
+		t.Errorf("told %q, want %q", out.String(), want)
+	}
+}
+
+// TestChosenTests: a test is looked for where it is, and a run without any of the suite's does not set the suite up.
+func TestChosenTests(t *testing.T) {
+	for want, tests := range map[string][]string{
+		"^(TestConformance|TestOwn)$":                   nil,
+		"^(TestConformance)$/^(UDPRoute)$":              {"UDPRoute"},
+		"^(TestOwn)$/^(OwnA|OwnB)$":                     {"OwnA", "OwnB"},
+		"^(TestConformance|TestOwn)$/^(UDPRoute|OwnA)$": {"UDPRoute", "OwnA"},
+	} {
+		if got := chosen(tests); got != want {
+			t.Errorf("%v: %s, want %s", tests, got, want)
+		}
 	}
 }
 
@@ -60,5 +88,17 @@ succeededProvisionalTests: [One, Two]
 		if !strings.Contains(string(got), want) {
 			t.Errorf("the table lacks %q:\n%s", want, got)
 		}
+	}
+}
+
+// TestInstallWithoutTheGatewayAPI: an installation in a cluster of the experimental channel leaves that cluster's CRDs alone, and brings all the rest.
+func TestInstallWithoutTheGatewayAPI(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "install.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, rest := strings.Split(string(text), "\n---\n"), withoutGatewayAPI(string(text))
+	if got := len(strings.Split(rest, "\n---\n")); got != len(whole)-10 || strings.Contains(rest, "\n  name: gateways.gateway.networking.k8s.io\n") || !strings.Contains(rest, "envoyfleets.fleetgate.io") {
+		t.Errorf("%d documents of %d are left", got, len(whole))
 	}
 }

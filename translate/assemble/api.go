@@ -130,6 +130,7 @@ type ClassStatus struct {
 	Used       bool               // a Gateway names it
 
 	Experimental bool // the CRDs of its cluster have the fields of the experimental channel
+	TrustBundles bool // its cluster serves ClusterTrustBundles
 }
 
 // ParentStatus is one parentRef of a route whose Gateway is ours.

@@ -24,7 +24,7 @@ func condition(kind string, ok bool, reason, message string, generation int64) m
 // classStatus says whether a GatewayClass is accepted.
 func classStatus(c *record.Class) ClassStatus {
 	kind := string(gatewayv1.GatewayClassConditionStatusAccepted)
-	out := ClassStatus{Object: c.Object, Controller: c.ControllerName, Experimental: c.Experimental}
+	out := ClassStatus{Object: c.Object, Controller: c.ControllerName, Experimental: c.Experimental, TrustBundles: c.TrustBundles}
 	reason, message, bad := summary(c.Problems, kind)
 	if !bad {
 		reason, message = string(gatewayv1.GatewayClassReasonAccepted), "Fleetgate serves Gateways of this class"

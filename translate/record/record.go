@@ -68,6 +68,7 @@ type Class struct {
 	ControllerName string
 	Bundle         string // releases of the Gateway API that the cluster's CRDs are of, "" = nobody says
 	Experimental   bool   `json:",omitempty"` // these CRDs are all of the experimental channel
+	TrustBundles   bool   `json:",omitempty"` // the cluster serves ClusterTrustBundles
 	Problems       []Problem
 }
 
