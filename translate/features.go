@@ -32,6 +32,8 @@ var experiments = []string{
 	"GRPCRouteDefaultGateway",                                // GEP-3793
 	"GRPCRouteSessionPersistence",                            // GEP-1619
 	"GRPCRouteSessionPersistenceHeader",                      // GEP-1619
+	"GatewayAddressRoutability",                              // GEP-5093
+	"GatewayAddressRoutabilityCluster",                       // GEP-5093
 	"HTTPRouteDefaultGateway",                                // GEP-3793
 	"HTTPRouteExternalAuth",                                  // GEP-1494
 	"HTTPRouteExternalAuthForwardBody",                       // GEP-1494

@@ -21,7 +21,7 @@ func TestTrustBundlesAreClaimedWhereTheyAreServed(t *testing.T) {
 
 // TestFeaturesAreThoseOfTheModule: a misspelled feature is never tested by anybody, and one that a new version brings is decided about, not forgotten.
 func TestFeaturesAreThoseOfTheModule(t *testing.T) {
-	refused := []string{"GatewayAddressRoutability", "GatewayAddressRoutabilityCluster", "GatewayListenerFilters"}
+	refused := []string{"GatewayListenerFilters"}
 	names := func(f gatewayv1.SupportedFeature) string { return string(f.Name) }
 	for _, all := range [][]gatewayv1.SupportedFeature{SupportedFeatures(false, true), SupportedFeatures(true, true)} {
 		if len(all) > 64 || !slices.IsSortedFunc(all, func(a, b gatewayv1.SupportedFeature) int { return strings.Compare(names(a), names(b)) }) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -89,20 +90,44 @@ func compileInfrastructure(v *view, g *gatewayFact) (*record.Infrastructure, []r
 	return out, problems
 }
 
-// askedAddresses takes over the addresses that a Gateway asks for. Whether they can be had shows where the fleet runs.
+// askedAddresses takes over the addresses that a Gateway asks for. Whether they can be had shows where the fleet runs; what cannot be had anywhere is said here. A routability that
+// nobody knows does not keep a Gateway from being accepted, it cannot be satisfied (GEP-5093); a type does.
 func askedAddresses(spec *gatewayv1.GatewaySpec, out *record.Infrastructure) []record.Problem {
 	var problems []record.Problem
 	for _, a := range spec.Addresses {
-		switch {
-		case a.Routability != "":
-			problems = append(problems, accepted("UnsupportedAddress", fmt.Sprintf("routability %s is not supported: remove it from spec.addresses", a.Routability)))
-		case a.Type != nil && *a.Type != gatewayv1.IPAddressType && *a.Type != gatewayv1.HostnameAddressType:
-			problems = append(problems, accepted("UnsupportedAddress", fmt.Sprintf("address type %s is not supported: use IPAddress or Hostname, or remove it from spec.addresses", *a.Type)))
-		case a.Value != "":
-			out.Addresses = append(out.Addresses, a.Value)
+		kind := gatewayv1.IPAddressType
+		if a.Type != nil {
+			kind = *a.Type
 		}
+		refused := refusedRoutability(kind, a)
+		if kind != gatewayv1.IPAddressType && kind != gatewayv1.HostnameAddressType {
+			refused = fmt.Sprintf("address type %s is not supported: use IPAddress or Hostname, or remove it from spec.addresses", kind)
+			problems = append(problems, accepted(string(gatewayv1.GatewayReasonUnsupportedAddress), refused))
+		}
+		out.Addresses = append(out.Addresses, record.Address{Type: string(kind), Value: a.Value, Routability: string(a.Routability), Refused: refused})
 	}
 	return problems
+}
+
+// sentinel is the routability that is reserved for conformance tests (GEP-5093): to be supported and reported, with no promise of anything.
+const sentinel = "testing.x-k8s.io/sentinel"
+
+// refusedRoutability says why no fleet has an address of the routability that is asked for, "" = it may have. What a name leads to inside a cluster is its DNS's to say, so that a
+// Hostname cannot promise ClusterIPs.
+func refusedRoutability(kind gatewayv1.AddressType, a gatewayv1.GatewaySpecAddress) string {
+	switch a.Routability {
+	case gatewayv1.GatewayAddressRoutabilityDefault, sentinel:
+		return ""
+	case gatewayv1.GatewayAddressRoutabilityCluster:
+		if kind == gatewayv1.HostnameAddressType {
+			return "routability Cluster is of IP addresses: use type IPAddress"
+		}
+		if _, err := netip.ParseAddr(a.Value); a.Value != "" && err != nil {
+			return "this is no IP address: correct it, or leave value out"
+		}
+		return ""
+	}
+	return fmt.Sprintf("routability %s is not supported: use Cluster, or leave it out", a.Routability)
 }
 
 func plainMap[K, V ~string](in map[K]V) map[string]string {

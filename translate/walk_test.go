@@ -32,7 +32,7 @@ var told = map[string]string{
 }
 
 // refused are the fields that are not honoured, with all that is below them: that they are there at all is told by a condition.
-var refused = []string{".extensionRef", ".routability", ".options.{}", "listeners[].filters", "XBackend.endpointSelector", "XBackend.sessionPersistence", "XBackendTrafficPolicy.sessionPersistence", "XBackend.tls.clientCertificateRef"}
+var refused = []string{".extensionRef", ".options.{}", "listeners[].filters", "XBackend.endpointSelector", "XBackend.sessionPersistence", "XBackendTrafficPolicy.sessionPersistence", "XBackend.tls.clientCertificateRef"}
 
 // refusedPart gives the part of a path that is refused as a whole.
 func refusedPart(path string) (string, bool) {

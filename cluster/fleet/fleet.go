@@ -4,12 +4,15 @@
 // a pure function of that and of what is there (plan). So an unchanged Gateway causes no write, a changed route cannot cause one, because no route
 // is an input, and what a person or an autoscaler changed beside our fields stays.
 //
-// Three choices that are hard to see in the code:
+// Four choices that are hard to see in the code:
 //
 // Envoys bind the listeners' own ports. A mapping (80 to 10080) would make listener bytes depend on where a fleet runs. For ports below 1024 the
 // pod sets the sysctl net.ipv4.ip_unprivileged_port_start, which the restricted Pod Security Standard allows, and so needs neither root nor NET_BIND_SERVICE.
 //
 // The pod template holds nothing of the listeners. Their ports are in the Service alone: a new listener starts no new pod and breaks no connection.
+//
+// An asked-for ClusterIP has a Service of its own beside the fleet's. That field of a Service never changes, and the API server refuses a value that is taken or out of range: so another
+// value is another Service, the fleet's own keeps its load balancer's address, and what cannot be had is told and keeps nothing else from being had (GEP-5093).
 //
 // A pod's own certificate is got by the pod (cluster/enroll): what is provisioned holds no secret.
 package fleet
@@ -31,9 +34,17 @@ import (
 type Gateway struct {
 	Cluster, Namespace, Name, UID, Class string
 	Labels, Annotations                  map[string]string // of spec.infrastructure
-	Addresses                            []string          // that are asked for
+	Addresses                            []Address         // that are asked for
 	Ports                                []Port
 	Parameters                           v1alpha1.EnvoyFleetSpec // of the class and of the Gateway, merged and valid
+}
+
+// Address is an address that is asked for.
+type Address struct {
+	Type        string
+	Value       string // "" = any
+	Routability string // "Cluster" = a ClusterIP (GEP-5093)
+	Refused     string // why it cannot be had, "" = it may be had
 }
 
 // Port is a port of a listener.
@@ -60,6 +71,7 @@ const (
 
 	AnnotationGateway = "fleetgate.io/gateway" // the Gateway's whole name: a label holds 63 characters only
 	AnnotationHash    = "fleetgate.io/hash"    // of what was applied
+	AnnotationAddress = "fleetgate.io/address" // of a Service that is there for one address that is asked for: which, or the how-manieth of those without a value
 
 	ManagedBy = "fleetgate" // the label's value, and the field manager
 )

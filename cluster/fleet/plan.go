@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 )
 
@@ -37,7 +39,10 @@ func plan(want, have []Object) (apply, remove []Object) {
 	return apply, remove
 }
 
-const kindPod = "Pod"
+const (
+	kindPod     = "Pod"
+	kindService = "Service"
+)
 
 func (o Object) id() string { return o.Kind() + "/" + o.Name() }
 
@@ -95,24 +100,44 @@ func holds(have, want any) bool {
 
 // Row is what the group has to know of a fleet.
 type Row struct {
-	Proxies   []string // uids of pods that are Ready
-	Addresses []string
-	Problem   string
+	Proxies    []string // uids of pods that are Ready
+	Addresses  []string
+	ClusterIPs []string // those that are asked for, and those among Addresses
+	Refused    []string // addresses that the cluster refused, with its reason
+	Problem    string
 }
 
 // rowOf reads a fleet's row from what is there. A pod that is going away does not count: nobody waits for it.
-func rowOf(g Gateway, have []Object, problem string) Row {
-	r := Row{Problem: problem}
+func rowOf(g Gateway, want, have []Object) Row {
+	var r Row
+	there := map[string]Object{}
 	for _, o := range have {
-		switch {
-		case o.Kind() == kindPod && ready(o) && !o.deleting():
+		there[o.id()] = o
+		if o.Kind() == kindPod && ready(o) && !o.deleting() {
 			r.Proxies = append(r.Proxies, o.uid())
-		case o.Kind() == "Service" && o.Name() == Name(g.Name, g.Class):
-			r.Addresses = addresses(o, have)
 		}
 	}
 	slices.Sort(r.Proxies)
+	first := there[kindService+"/"+Name(g.Name, g.Class)]
+	r.Addresses = addresses(first, have)
+	asked := slices.ContainsFunc(g.Addresses, Address.cluster)
+	for _, o := range want {
+		ip := clusterIP(there[o.id()])
+		if o.Kind() == kindService && ip != "" && (asked || slices.Contains(r.Addresses, ip)) {
+			r.ClusterIPs = append(r.ClusterIPs, ip)
+		}
+	}
+	slices.SortFunc(r.ClusterIPs, compareAddresses)
 	return r
+}
+
+// clusterIP of a Service, "" = it has none.
+func clusterIP(service Object) string {
+	spec, _ := service["spec"].(map[string]any)
+	if ip := text(spec["clusterIP"]); ip != corev1.ClusterIPNone {
+		return ip
+	}
+	return ""
 }
 
 func ready(pod Object) bool {
@@ -143,7 +168,7 @@ func addresses(service Object, have []Object) []string {
 			}
 		}
 	default:
-		if ip := text(spec["clusterIP"]); ip != "" && ip != "None" {
+		if ip := clusterIP(service); ip != "" {
 			out = append(out, ip)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -62,10 +63,16 @@ type Provisioner struct {
 	mu    sync.Mutex
 	dirty map[[2]string]bool
 	wake  chan struct{}
-	tries map[[2]string]*try
+	tries map[attempt]*try
 }
 
-// try is what came of the last attempt at a fleet that is not as it should be.
+// attempt is at a fleet, or at an address that is asked for, by the Service that is there for it. The one does not wait for the other.
+type attempt struct {
+	fleet   [2]string
+	service string // "" = at all else
+}
+
+// try is what came of the last attempt at something that is not as it should be.
 type try struct {
 	problem string
 	pause   time.Duration
@@ -74,7 +81,7 @@ type try struct {
 
 // NewProvisioner does nothing before Run.
 func NewProvisioner(c Config) *Provisioner {
-	return &Provisioner{Config: c, dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[[2]string]*try{}}
+	return &Provisioner{Config: c, dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[attempt]*try{}}
 }
 
 // Touch has a Gateway's fleet looked at; it does not block.
@@ -120,14 +127,14 @@ func (p *Provisioner) due() [][2]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for g, t := range p.tries {
-		if t.problem != "" && !now.Before(t.next) {
-			p.dirty[g] = true
+	for a, t := range p.tries {
+		if !now.Before(t.next) {
+			p.dirty[a.fleet] = true
 		}
 	}
 	var out [][2]string
 	for g := range p.dirty {
-		if t := p.tries[g]; t != nil && t.problem != "" && now.Before(t.next) {
+		if t := p.tries[attempt{fleet: g}]; t != nil && now.Before(t.next) {
 			continue // stays dirty
 		}
 		out = append(out, g)
@@ -144,43 +151,46 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 	case Keep:
 		return
 	case Forget:
+		p.settle(id, nil)
+		p.note(attempt{fleet: id}, nil)
 		p.tell(ctx, id, nil)
 		return
 	case Remove:
-		if err := p.remove(ctx, have); err != nil {
-			p.failed(id, err)
-		} else {
-			p.fine(id)
-		}
+		p.settle(id, nil)
+		p.note(attempt{fleet: id}, p.remove(ctx, have))
 		p.tell(ctx, id, nil)
 		return
 	}
+	var lacking []Object
 	want, err := Render(g, p.Install)
 	if err == nil {
-		err = p.apply(ctx, want, have)
+		lacking, err = p.apply(ctx, id, want, have)
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	problem := ""
+	p.note(attempt{fleet: id}, err)
+	row := rowOf(g, want, have)
+	row.Refused = p.settle(id, lacking)
 	if err != nil {
-		problem = err.Error()
-		p.failed(id, err)
-	} else {
-		p.fine(id)
+		row.Problem = err.Error()
 	}
-	row := rowOf(g, have, problem)
 	p.tell(ctx, id, &row)
 }
 
-func (p *Provisioner) apply(ctx context.Context, want, have []Object) error {
+// apply makes what is there what is wanted, and gives what was not so. That an address cannot be had is no error of the fleet: it is noted, told and tried again on its own.
+func (p *Provisioner) apply(ctx context.Context, id [2]string, want, have []Object) (lacking []Object, err error) {
 	there := map[string]bool{}
 	for _, o := range have {
 		there[o.id()] = true
 	}
-	apply, remove := plan(want, have)
+	lacking, remove := plan(want, have)
 	var errs []error
-	for _, o := range apply {
+	for _, o := range lacking {
+		if o.annotation(AnnotationAddress) != "" {
+			p.address(ctx, attempt{id, o.Name()}, o, !there[o.id()])
+			continue
+		}
 		p.Log.Info("applying", "object", o.String())
 		if err := p.Cluster.Apply(ctx, o, !there[o.id()]); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", o, err))
@@ -189,7 +199,21 @@ func (p *Provisioner) apply(ctx context.Context, want, have []Object) error {
 	if len(errs) == 0 {
 		errs = append(errs, p.remove(ctx, remove))
 	}
-	return errors.Join(errs...)
+	return lacking, errors.Join(errs...)
+}
+
+// address applies the Service of an address that is asked for, unless it was refused just now.
+func (p *Provisioner) address(ctx context.Context, a attempt, o Object, create bool) {
+	p.mu.Lock()
+	t := p.tries[a]
+	p.mu.Unlock()
+	if t != nil && time.Now().Before(t.next) {
+		return
+	}
+	p.Log.Info("applying", "object", o.String())
+	if err := p.Cluster.Apply(ctx, o, create); ctx.Err() == nil {
+		p.note(a, err)
+	}
 }
 
 func (p *Provisioner) remove(ctx context.Context, objects []Object) error {
@@ -212,29 +236,49 @@ func (p *Provisioner) tell(ctx context.Context, id [2]string, r *Row) {
 		return
 	}
 	if err := p.Tell(ctx, id[0], id[1], r); err != nil && ctx.Err() == nil {
-		p.failed(id, fmt.Errorf("telling the group of it: %w", err))
+		p.note(attempt{fleet: id}, fmt.Errorf("telling the group of it: %w", err))
 	}
 }
 
-// failed notes a failure, to be tried again later and later. Users hear of it by the Gateway's status, and its events.
-func (p *Provisioner) failed(id [2]string, err error) {
+// note takes up what came of an attempt. A failure is tried again later and later; users hear of it by the Gateway's status, and its events.
+func (p *Provisioner) note(a attempt, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := p.tries[id]
+	if err == nil {
+		delete(p.tries, a)
+		return
+	}
+	t := p.tries[a]
 	if t == nil {
 		t = &try{pause: time.Second / 2}
-		p.tries[id] = t
+		p.tries[a] = t
 	}
 	another := t.problem != err.Error()
 	t.problem, t.pause = err.Error(), min(2*t.pause, time.Minute)
 	t.next = time.Now().Add(t.pause)
 	if another {
-		p.Log.Warn("a fleet is not as it should be, it is tried again", "gateway", id, "err", err)
+		p.Log.Warn("a fleet is not as it should be, it is tried again", "gateway", a.fleet, "err", err)
 	}
 }
 
-func (p *Provisioner) fine(id [2]string) {
+// settle forgets the attempts at addresses that are had, or not wanted any more, and gives those that the cluster refused, with its reason.
+func (p *Provisioner) settle(id [2]string, lacking []Object) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.tries, id)
+	lacks := map[string]string{}
+	for _, o := range lacking {
+		lacks[o.Name()] = o.annotation(AnnotationAddress)
+	}
+	var refused []string
+	for a, t := range p.tries {
+		switch address := lacks[a.service]; {
+		case a.fleet != id || a.service == "":
+		case address == "":
+			delete(p.tries, a)
+		default:
+			refused = append(refused, address+": "+t.problem)
+		}
+	}
+	slices.Sort(refused)
+	return refused
 }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 )
@@ -19,6 +22,7 @@ type memory struct {
 	objects  map[string]Object
 	writes   []string
 	refuse   error
+	denied   map[string]error // by the ClusterIP that is asked for
 	rows     map[string]*Row
 	gateways map[string]Gateway
 	decision map[string]Decision
@@ -55,6 +59,10 @@ func (m *memory) Apply(_ context.Context, o Object, create bool) error {
 		return errors.New("create is wrong")
 	}
 	m.writes = append(m.writes, "apply "+o.id())
+	spec, _ := o["spec"].(map[string]any)
+	if err := m.denied[text(spec["clusterIP"])]; err != nil {
+		return err
+	}
 	m.put(o)
 	return nil
 }
@@ -202,6 +210,83 @@ func TestAddressesOfServicesWithoutALoadBalancer(t *testing.T) {
 		if got := addresses(s, m.Of("n", "g")); !slices.Equal(got, want) {
 			t.Errorf("%s: %v, want %v", kind, got, want)
 		}
+	}
+}
+
+// TestClusterIPs: which of the fleet's addresses are ClusterIPs is told where somebody asks for one, and of those that are all that there is.
+func TestClusterIPs(t *testing.T) {
+	cluster, anyOf := Address{Type: "IPAddress", Routability: "Cluster"}, Address{Type: "IPAddress"}
+	clusterIP := &v1alpha1.EnvoyFleetSpec{Service: &v1alpha1.Service{Type: new(corev1.ServiceTypeClusterIP)}}
+	for _, c := range []struct {
+		failure    string
+		asked      []Address
+		parameters *v1alpha1.EnvoyFleetSpec
+		addresses  string
+		clusterIPs string
+	}{
+		{"nobody asks for the load balancer's own ClusterIP", nil, nil, "192.0.2.1", ""},
+		{"an unsupported routability is no wish for a ClusterIP", []Address{anyOf, {Type: "IPAddress", Routability: "a.example/b", Refused: "no"}}, nil, "192.0.2.1", ""},
+		{"one of each", []Address{cluster, anyOf}, nil, "192.0.2.1", "10.0.0.1"},
+		{"a fleet without a load balancer says so", nil, clusterIP, "10.0.0.1", "10.0.0.1"},
+		{"who asks for nothing has its own, so there is another", []Address{anyOf, cluster}, clusterIP, "10.0.0.1", "10.0.0.1 10.0.0.2"},
+		{"two", []Address{cluster, cluster}, nil, "10.0.0.1", "10.0.0.1 10.0.0.2"},
+	} {
+		m, p := newMemory()
+		g := m.gateways["n/g"]
+		g.Addresses = c.asked
+		if c.parameters != nil {
+			g.Parameters = *c.parameters
+		}
+		m.set(g)
+		m.round(p)
+		number := 0
+		for _, o := range m.Of("n", "g") {
+			if spec, _ := m.objects[o.id()]["spec"].(map[string]any); o.Kind() == kindService {
+				number++
+				spec["clusterIP"] = fmt.Sprintf("10.0.0.%d", number)
+			}
+		}
+		m.status("Service/g-envoy", map[string]any{"loadBalancer": map[string]any{"ingress": []any{map[string]any{"ip": "192.0.2.1"}}}})
+		m.round(p)
+		if row := m.rows["n/g"]; strings.Join(row.Addresses, " ") != c.addresses || strings.Join(row.ClusterIPs, " ") != c.clusterIPs || row.Refused != nil || row.Problem != "" {
+			t.Errorf("%s: %+v", c.failure, row)
+		}
+	}
+}
+
+// TestARefusedAddressIsItsOwnMatter: the fleet is as it should be, what it lacks is told and tried again, and another value is another Service.
+func TestARefusedAddressIsItsOwnMatter(t *testing.T) {
+	m, p := newMemory()
+	g := m.gateways["n/g"]
+	g.Addresses = []Address{{Type: "IPAddress"}, {Type: "IPAddress", Value: "192.0.2.9", Routability: "Cluster"}}
+	m.set(g)
+	m.denied = map[string]error{"192.0.2.9": errors.New("not in the range")}
+	m.round(p)
+	row := m.rows["n/g"]
+	if row.Problem != "" || !slices.Equal(row.Refused, []string{"192.0.2.9: not in the range"}) || m.objects["Service/g-envoy"] == nil || m.objects["Deployment/g-envoy"] == nil {
+		t.Errorf("%+v", row)
+	}
+	if got := m.round(p); len(got) != 0 {
+		t.Errorf("tried again without a pause: %q", got)
+	}
+	p.Touch("n", "g")
+	if due := p.due(); len(due) != 1 {
+		t.Errorf("the fleet waits for the address: %v", due)
+	}
+	g.Addresses[1].Value = "10.0.0.9"
+	m.set(g)
+	got := m.round(p)
+	if row := m.rows["n/g"]; len(got) != 2 || row.Refused != nil {
+		t.Errorf("%q, row %+v", got, row)
+	}
+	m.round(p)
+	if row := m.rows["n/g"]; !slices.Equal(row.ClusterIPs, []string{"10.0.0.9"}) {
+		t.Errorf("%+v", row)
+	}
+	g.Addresses[1].Value = "10.0.0.10"
+	m.set(g)
+	if got := m.round(p); len(got) != 3 || !strings.HasPrefix(got[0], "apply Service/g-envoy-") || !strings.HasPrefix(got[1], "delete Service/g-envoy-") {
+		t.Errorf("another value: %q", got)
 	}
 }
 

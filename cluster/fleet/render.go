@@ -1,10 +1,7 @@
 package fleet
 
 import (
-	"cmp"
-	"fmt"
 	"maps"
-	"slices"
 
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -23,34 +20,34 @@ const authorityKey = "ca.crt"
 // Render gives everything that a Gateway's fleet consists of, in the order of Kinds.
 func Render(g Gateway, in Install) ([]Object, error) {
 	name := Name(g.Name, g.Class)
-	made := map[string]runtime.Object{
-		"ServiceAccount": &corev1.ServiceAccount{ObjectMeta: g.meta(name), AutomountServiceAccountToken: new(false)},
+	made := map[string][]runtime.Object{
+		"ServiceAccount": {&corev1.ServiceAccount{ObjectMeta: g.meta(name), AutomountServiceAccountToken: new(false)}},
 		// The authority is a file of its own, not part of the pod template: a new authority must start no new pod.
-		"ConfigMap": &corev1.ConfigMap{ObjectMeta: g.meta(name), Data: map[string]string{authorityKey: string(in.Authority)}},
+		"ConfigMap": {&corev1.ConfigMap{ObjectMeta: g.meta(name), Data: map[string]string{authorityKey: string(in.Authority)}}},
 	}
 	if len(g.Ports) > 0 {
-		made["Service"] = service(g, name)
+		for _, s := range services(g, name) {
+			made["Service"] = append(made["Service"], s)
+		}
 	}
 	if value(g.Parameters.Kind, v1alpha1.KindDeployment) == v1alpha1.KindDaemonSet {
-		made[v1alpha1.KindDaemonSet] = daemonSet(g, in, name)
+		made[v1alpha1.KindDaemonSet] = []runtime.Object{daemonSet(g, in, name)}
 	} else {
-		made[v1alpha1.KindDeployment] = deployment(g, in, name)
-		made["PodDisruptionBudget"] = disruptionBudget(g, name)
+		made[v1alpha1.KindDeployment] = []runtime.Object{deployment(g, in, name)}
+		made["PodDisruptionBudget"] = []runtime.Object{disruptionBudget(g, name)}
 		if a := g.Parameters.Autoscaling; a != nil {
-			made["HorizontalPodAutoscaler"] = autoscaler(g, name, *a)
+			made["HorizontalPodAutoscaler"] = []runtime.Object{autoscaler(g, name, *a)}
 		}
 	}
 	var out []Object
 	for _, k := range Kinds {
-		o := made[k.Kind]
-		if o == nil {
-			continue
+		for _, o := range made[k.Kind] {
+			one, err := applied(o, k, g.meta(name))
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, one)
 		}
-		one, err := applied(o, k, g.meta(name))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, one)
 	}
 	return out, nil
 }
@@ -76,54 +73,11 @@ func (g Gateway) marks(name string) (labels, annotations map[string]string) {
 		annotations = map[string]string{}
 	}
 	delete(annotations, AnnotationHash)
+	delete(annotations, AnnotationAddress)
 	labels[LabelGateway], labels[LabelClass] = labelValue(g.Name), labelValue(g.Class)
 	labels[LabelManagedBy], labels[LabelFleet] = ManagedBy, name
 	annotations[AnnotationGateway] = g.Name
 	return labels, annotations
-}
-
-// service is what the Gateway is reached at. One asked-for IP address is asked of the load balancer, which alone knows whether it can be had; without
-// a load balancer, nodes answer at asked-for addresses that the network brings to them.
-func service(g Gateway, name string) *corev1.Service {
-	p := value(g.Parameters.Service, v1alpha1.Service{})
-	s := &corev1.Service{ObjectMeta: g.meta(name)}
-	for k, v := range p.Annotations {
-		s.Annotations[k] = v
-	}
-	s.Annotations[AnnotationGateway] = g.Name
-	delete(s.Annotations, AnnotationHash)
-	s.Spec.Type = value(p.Type, corev1.ServiceTypeLoadBalancer)
-	s.Spec.Selector = map[string]string{LabelFleet: name}
-	s.Spec.Ports = servicePorts(g.Ports)
-	if s.Spec.Type != corev1.ServiceTypeClusterIP {
-		s.Spec.ExternalTrafficPolicy = value(p.ExternalTrafficPolicy, "")
-	}
-	addresses := g.addresses()
-	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		s.Spec.LoadBalancerClass = p.LoadBalancerClass
-		if len(addresses) > 0 {
-			s.Spec.LoadBalancerIP, addresses = addresses[0], addresses[1:] //nolint:staticcheck // deprecated, and the only way that every load balancer knows
-		}
-	}
-	s.Spec.ExternalIPs = addresses
-	return s
-}
-
-func servicePorts(ports []Port) []corev1.ServicePort {
-	sorted := slices.SortedFunc(slices.Values(ports), func(a, b Port) int {
-		return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Protocol, b.Protocol))
-	})
-	var out []corev1.ServicePort
-	for _, p := range slices.Compact(sorted) {
-		prefix := "tcp"
-		if p.Protocol == string(corev1.ProtocolUDP) {
-			prefix = "udp"
-		}
-		out = append(out, corev1.ServicePort{
-			Name: fmt.Sprintf("%s-%d", prefix, p.Number), Port: p.Number, Protocol: corev1.Protocol(p.Protocol), TargetPort: intstr.FromInt32(p.Number),
-		})
-	}
-	return out
 }
 
 // disruptionBudget lets a node be drained, one Envoy at a time; Envoys that do not work hold nobody up.

@@ -51,7 +51,11 @@ func renderCase(t *testing.T, file string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got[o.Kind()+".yaml"] = string(raw)
+		if file := o.Kind() + ".yaml"; got[file] != "" {
+			got[file] += "---\n" + string(raw)
+		} else {
+			got[file] = string(raw)
+		}
 		kinds = append(kinds, o.Kind())
 	}
 	got["kinds"] = strings.Join(kinds, "\n") + "\n"

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -41,17 +40,6 @@ const user = int64(65532)
 func Audience(cluster string) string { return "fleetgate/" + cluster }
 
 func uid(s string) types.UID { return types.UID(s) }
-
-// addresses are those asked for that are IP addresses; names are the load balancer's to give.
-func (g Gateway) addresses() []string {
-	var out []string
-	for _, a := range g.Addresses {
-		if _, err := netip.ParseAddr(a); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
-}
 
 // deployment leaves the number of replicas out where an autoscaler has it: to apply it would be to fight over it.
 func deployment(g Gateway, in Install, name string) *appsv1.Deployment {

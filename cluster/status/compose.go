@@ -45,16 +45,21 @@ func (c Convergence) condition(kind string, generation int64) metav1.Condition {
 
 // Gateway composes a Gateway's status from what is committed, at what its fleet is reached, and how far it is.
 func Gateway(s assemble.GatewayStatus, r Reach, c Convergence, now metav1.Time, present gatewayv1.GatewayStatus) gatewayv1.GatewayStatus {
-	out := gatewayv1.GatewayStatus{Addresses: r.addresses(s.Requested)}
+	has := r.assign(s)
+	out := gatewayv1.GatewayStatus{Addresses: has.addresses}
 	programmed := c.condition(string(gatewayv1.GatewayConditionProgrammed), s.Object.Generation)
-	reason, message := r.obstacle(s.Requested)
+	reason, message := r.obstacle(has, s.Routability)
 	if !s.Valid {
 		reason, message = string(gatewayv1.GatewayReasonInvalid), "the Gateway is not accepted, or has no listener that can be served; see its condition Accepted and the listeners' conditions"
 	}
 	if reason != "" { // decides it before any proxy does
 		programmed.Status, programmed.Reason, programmed.Message = metav1.ConditionFalse, reason, message
 	}
-	out.Conditions = merge(present.Conditions, append(slices.Clone(s.Conditions), programmed), now)
+	conditions := append(slices.Clone(s.Conditions), programmed)
+	if s.Routability {
+		conditions = append(conditions, r.assigned(has, s.Object.Generation)...)
+	}
+	out.Conditions = merge(present.Conditions, conditions, now)
 	if s.AttachedListenerSets > 0 {
 		out.AttachedListenerSets = &s.AttachedListenerSets
 	}
@@ -205,7 +210,7 @@ func merge(present, want []metav1.Condition, now metav1.Time) []metav1.Condition
 // foreign tells whether a condition type is none that the Gateway API or Fleetgate defines: those belong to others and are kept.
 func foreign(kind string) bool {
 	switch kind {
-	case "Accepted", "SupportedVersion", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", ConditionRouteProgrammed:
+	case "Accepted", "SupportedVersion", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", "AddressesAssigned", ConditionRouteProgrammed:
 		return false
 	}
 	return true

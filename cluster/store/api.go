@@ -72,6 +72,8 @@ type Fleet struct {
 	// Provisioned says that we run the fleet: then no proxy counts but these, even if there is none, and the fields below hold.
 	Provisioned bool     `json:",omitempty"`
 	Addresses   []string `json:",omitempty"` // at which it is reached
+	ClusterIPs  []string `json:",omitempty"` // at which it is reached from inside its cluster, where that is asked for or is all that there is
+	Refused     []string `json:",omitempty"` // addresses that its cluster refused, with the reason
 	Problem     string   `json:",omitempty"` // why it is not as it should be, with what to do
 }
 

@@ -527,7 +527,7 @@ func (r *replica) Route(k record.Key) (assemble.RouteStatus, bool) { return r.pi
 // Reach is what a Gateway is reached at: what its fleet's row says where the fleet is provisioned, else what the cluster's configuration says.
 func (r *replica) Reach(gateway record.Key) status.Reach {
 	if row, ok := r.db.Fleet(record.FleetName(gateway.Cluster, gateway.Namespace, gateway.Name)); ok && row.Provisioned {
-		return status.Reach{Addresses: row.Addresses, Provisioned: true, Problem: row.Problem}
+		return status.Reach{Addresses: row.Addresses, ClusterIPs: row.ClusterIPs, Refused: row.Refused, Provisioned: true, Problem: row.Problem}
 	}
 	return status.Reach{Addresses: r.addresses(gateway.Cluster)}
 }

@@ -92,7 +92,10 @@ func (r *replica) decide(cluster, namespace, name string) (fleet.Gateway, fleet.
 		return fleet.Gateway{}, r.orphaned(cluster, namespace, name)
 	}
 	g := fleet.Gateway{Cluster: cluster, Namespace: namespace, Name: name, UID: i.Object.UID, Class: i.Class,
-		Labels: i.Asked.Labels, Annotations: i.Asked.Annotations, Addresses: i.Asked.Addresses}
+		Labels: i.Asked.Labels, Annotations: i.Asked.Annotations}
+	for _, a := range i.Asked.Addresses {
+		g.Addresses = append(g.Addresses, fleet.Address(a))
+	}
 	for _, p := range i.Ports {
 		protocol := "TCP"
 		if p.UDP {
@@ -133,14 +136,14 @@ func (r *replica) told(cluster, namespace, name string) *fleet.Row {
 	if !ok || !row.Provisioned {
 		return nil
 	}
-	return &fleet.Row{Proxies: row.Proxies, Addresses: row.Addresses, Problem: row.Problem}
+	return &fleet.Row{Proxies: row.Proxies, Addresses: row.Addresses, ClusterIPs: row.ClusterIPs, Refused: row.Refused, Problem: row.Problem}
 }
 
 // tellRow has the group take up a row, and the statuses that it decides written.
 func (r *replica) tellRow(ctx context.Context, cluster, namespace, name string, row *fleet.Row) error {
 	f := store.Fleet{Name: record.FleetName(cluster, namespace, name)}
 	if row != nil {
-		f.Proxies, f.Provisioned, f.Addresses, f.Problem = row.Proxies, true, row.Addresses, row.Problem
+		f.Proxies, f.Provisioned, f.Addresses, f.ClusterIPs, f.Refused, f.Problem = row.Proxies, true, row.Addresses, row.ClusterIPs, row.Refused, row.Problem
 	}
 	before := r.told(cluster, namespace, name)
 	if _, err := r.group.Propose(ctx, store.Command{Fleet: &f}); err != nil {

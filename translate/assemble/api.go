@@ -86,9 +86,10 @@ type GatewayStatus struct {
 	Listeners  []gatewayv1.ListenerStatus
 	// AttachedListenerSets counts the ListenerSets that are accepted.
 	AttachedListenerSets int32
-	Requested            []string        // addresses that it asks for
-	Ports                []int32         // that are served, those of ListenerSets too
-	Facts                []ListenerFacts // in the order of Listeners
+	Requested            []record.Address // addresses that it asks for
+	Routability          bool             // it is to say of each address from where it is reached: its cluster has the experimental channel
+	Ports                []int32          // that are served, those of ListenerSets too
+	Facts                []ListenerFacts  // in the order of Listeners
 }
 
 // ListenerFacts are what a view shows of a listener beside its status.

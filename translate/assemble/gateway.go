@@ -20,8 +20,8 @@ type gateway struct {
 	live      live
 	record    *record.Gateway
 	problems  []record.Problem // of the Gateway as a whole: those of its record and those found here
-	class     string           // the class's controller name
-	index     uint64           // highest of its record and its secrets
+	class     *record.Class
+	index     uint64 // highest of its record and its secrets
 	listeners []*listener
 	ports     []Resource         // Envoy listeners
 	sets      []*listenerSet     // that name it, in order of precedence
@@ -40,7 +40,7 @@ type gateway struct {
 }
 
 // newGateway makes a Gateway without routes. A listener that Envoy's own rules refuse is not served and says so; withheld says why none may be served, "" = they may.
-func newGateway(k record.Key, l live, controller, withheld string, s *State) *gateway {
+func newGateway(k record.Key, l live, class *record.Class, withheld string, s *State) *gateway {
 	r, _ := l.value.(*record.Gateway)
 	g := &gateway{
 		key:    k,
@@ -49,7 +49,7 @@ func newGateway(k record.Key, l live, controller, withheld string, s *State) *ga
 		record: r,
 
 		problems: slices.Clone(r.Problems),
-		class:    controller,
+		class:    class,
 		configs:  map[string]*config{},
 		clients:  map[int32]*clients{},
 		streams:  map[string]*stream{},

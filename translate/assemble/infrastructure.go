@@ -44,7 +44,7 @@ func (s *State) Infrastructure(k record.Key) (Infrastructure, bool) {
 }
 
 // requested are the addresses that a Gateway asks for.
-func (g *gateway) requested() []string {
+func (g *gateway) requested() []record.Address {
 	if i := g.record.Infrastructure; i != nil {
 		return i.Addresses
 	}

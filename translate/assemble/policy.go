@@ -35,7 +35,7 @@ func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
 	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(p)}
 	for _, f := range s.fleets {
 		if f.key.Cluster == k.Cluster && (f.gateway.reaches(k.Namespace, p.Services) || f.key.Namespace == k.Namespace && slices.Contains(p.Gateways, f.key.Name)) {
-			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class})
+			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class.ControllerName})
 		}
 	}
 	slices.SortFunc(out.Ancestors, func(a, b PolicyAncestor) int { return a.Gateway.Compare(b.Gateway) })

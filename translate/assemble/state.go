@@ -313,13 +313,13 @@ func (s *State) gatewaysOf(k record.Key, d *decoded) []record.Key {
 
 func (s *State) exists(k record.Key) bool { return s.entries[k] != nil }
 
-// controller gives the controller name of a Gateway's class, if that is one of ours.
-func (s *State) controller(cluster, class string) (string, bool) {
+// classOf gives a Gateway's class, nil where that is none of ours.
+func (s *State) classOf(cluster, class string) *record.Class {
 	c := as[record.Class](s.entries[record.Key{Cluster: cluster, Kind: record.KindClass, Name: class}])
 	if c == nil || !slices.Contains(s.config.ControllerNames, c.ControllerName) {
-		return "", false
+		return nil
 	}
-	return c.ControllerName, true
+	return c
 }
 
 // rebuild makes a Gateway anew from its record, class and secrets. Its routes are attached again only if that changed what they attach to.
@@ -399,11 +399,11 @@ func (s *State) gatewayOf(k record.Key) *gateway {
 	if r == nil {
 		return nil
 	}
-	controller, ours := s.controller(k.Cluster, r.Class)
-	if !ours {
+	class := s.classOf(k.Cluster, r.Class)
+	if class == nil {
 		return nil
 	}
-	return newGateway(k, e.live, controller, withheld, s)
+	return newGateway(k, e.live, class, withheld, s)
 }
 
 // delta collects what changed.

@@ -50,6 +50,8 @@ func gatewayStatus(g *gateway) GatewayStatus {
 		Pending:   g.live.pending,
 		Requested: g.requested(),
 		Listeners: []gatewayv1.ListenerStatus{},
+
+		Routability: g.class.Experimental,
 	}
 	any := false
 	for i, l := range g.listeners {
@@ -334,7 +336,7 @@ func reference(p record.Parent) gatewayv1.ParentReference {
 
 // parentStatus is the entry of one parentRef.
 func parentStatus(k record.Key, r *record.Route, o outcome, a *attachment) ParentStatus {
-	out := ParentStatus{Ref: reference(o.parent), Controller: a.gateway.class, Conditions: routeConditions(r, o)}
+	out := ParentStatus{Ref: reference(o.parent), Controller: a.gateway.class.ControllerName, Conditions: routeConditions(r, o)}
 	bindings := a.bindingsOf(o)
 	if len(bindings) == 0 || o.reason != gatewayv1.RouteReasonAccepted {
 		return out

@@ -127,10 +127,18 @@ type Attribute struct {
 // Infrastructure is what a Gateway and its class ask of the fleet that runs it.
 type Infrastructure struct {
 	Labels, Annotations map[string]string `json:",omitempty"` // of everything that the fleet consists of
-	Addresses           []string          `json:",omitempty"` // that the Gateway asks to be reached at
+	Addresses           []Address         `json:",omitempty"` // that the Gateway asks to be reached at
 	Parameters          string            `json:",omitempty"` // JSON of the EnvoyFleetSpec, the class's and the Gateway's merged; "" = all defaults
 	Invalid             bool              `json:",omitempty"` // the parameters are wrong: the fleet stays as it is
 	AccessLog           *AccessLog        `json:",omitempty"` // nil = the installation's
+}
+
+// Address is an address that a Gateway asks for.
+type Address struct {
+	Type        string
+	Value       string `json:",omitempty"` // "" = any
+	Routability string `json:",omitempty"` // from where it has to be reached (GEP-5093), "" = as the fleet is reached anyway
+	Refused     string `json:",omitempty"` // why it cannot be had anywhere, "" = where the fleet runs, this shows
 }
 
 // AccessLog is the access log of a fleet's HTTP listeners.

@@ -113,7 +113,7 @@ type Autoscaling struct {
 
 // Service is the Service in front of the Envoys.
 type Service struct {
-	// Type is LoadBalancer (the default), NodePort or ClusterIP.
+	// Type is LoadBalancer (the default), NodePort or ClusterIP. A Gateway all of whose addresses have a routability gets a ClusterIP at most, whatever stands here.
 	Type *corev1.ServiceType `json:"type,omitempty"`
 	// Annotations of the Service, as the cloud's load balancers read them.
 	Annotations map[string]string `json:"annotations,omitempty"`
