@@ -30,15 +30,15 @@ check: $(GO) $(ENVOY) $(LINT) ## What a change must pass: go vet, golangci-lint,
 	$(LINT) run ./...
 	$(GO) test -short ./...
 
-test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on: a tenth of `measure` and the conformance suite on a local Kubernetes among it; what CI runs
+test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on: a tenth of `measure`, and on local Kubernetes the conformance suite and the first lab; what CI runs
 	@$(if $(RACE),,echo "test: no C compiler, so without the race detector: install gcc to have it")
 	$(GO) test $(RACE) -timeout 14m $$($(GO) list ./... | grep -v /loadtest)
 	$(GO) test $(RACE) -timeout 14m ./loadtest
-	$(GO) test $(RACE) -p 1 -timeout 20m ./loadtest/kube/...
-	$(GO) test $(RACE) -short -timeout 14m ./loadtest/lab ./loadtest/schema
+	$(GO) test $(RACE) -p 2 -timeout 20m ./loadtest/kube/... ./loadtest/lab
+	$(GO) test -timeout 14m ./loadtest/schema
 
-lab: $(GO) $(ENVOY) $(KUBE) ## The first lab on a local Kubernetes, from install to uninstall, and the walk of every field of the schemas: ten minutes
-	$(GO) test -p 1 -timeout 30m ./loadtest/lab ./loadtest/schema
+lab: $(GO) $(ENVOY) $(KUBE) ## The first lab on a local Kubernetes, from install to uninstall: three minutes
+	$(GO) test -v -timeout 30m ./loadtest/lab
 
 measure: build $(ENVOY) $(KUBE) ## Measure the promises (kills, cold start, propagation, swaps, kept connections, new routes, writes; a million random objects) and print a table
 	FLEETGATE_MEASURE=1 $(GO) test -count=1 -p 1 -timeout 90m -v -run '^TestMeasure' ./loadtest/...

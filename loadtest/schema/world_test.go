@@ -246,11 +246,9 @@ func gateway(namespace, name string) *gatewayv1.Gateway {
 	}{{"HTTP", 80}, {"HTTPS", 443}, {"TLS", 8080}, {"TCP", 9000}, {"UDP", 53}} {
 		l := gatewayv1.Listener{Name: gatewayv1.SectionName(listeners[i]), Port: at.port, Protocol: at.protocol}
 		l.AllowedRoutes = &gatewayv1.AllowedRoutes{Namespaces: &gatewayv1.RouteNamespaces{From: new(gatewayv1.NamespacesFromAll)}}
-		switch at.protocol {
-		case gatewayv1.HTTPSProtocolType:
-			l.TLS = &gatewayv1.ListenerTLSConfig{Mode: new(gatewayv1.TLSModeTerminate), CertificateRefs: []gatewayv1.SecretObjectReference{{Name: "ecdsa", Kind: new(gatewayv1.Kind("Secret")), Group: new(gatewayv1.Group(""))}}}
-		case gatewayv1.TLSProtocolType:
-			l.TLS = &gatewayv1.ListenerTLSConfig{Mode: new(gatewayv1.TLSModePassthrough)}
+		mode := map[gatewayv1.ProtocolType]gatewayv1.TLSModeType{gatewayv1.HTTPSProtocolType: gatewayv1.TLSModeTerminate, gatewayv1.TLSProtocolType: gatewayv1.TLSModePassthrough}[at.protocol]
+		if mode != "" { // with Passthrough the certificate is for the other mode, which the walk tries
+			l.TLS = &gatewayv1.ListenerTLSConfig{Mode: &mode, CertificateRefs: []gatewayv1.SecretObjectReference{{Name: "ecdsa", Kind: new(gatewayv1.Kind("Secret")), Group: new(gatewayv1.Group(""))}}}
 		}
 		g.Spec.Listeners = append(g.Spec.Listeners, l)
 	}
