@@ -267,7 +267,7 @@ func inline(t *testing.T, chain *listenerv3.FilterChain, configs map[string]*rou
 // adsCluster is what the SDS and EDS sources of the cases need to be there.
 func adsCluster(t *testing.T) string {
 	t.Helper()
-	c, err := envoy.Cluster("xds", true)
+	c, err := envoy.Cluster("xds", envoy.HTTP2)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,8 @@ const (
 	consumerUDP  = "udp"  // datagrams, likewise
 )
 
+var consumers = []string{consumerAuto, consumerH2, consumerTCP, consumerUDP}
+
 // InvalidCluster is the name of no cluster: what routes name for a backend that cannot be used, and Envoy answers with 500. No cluster has it, since
 // every name of one has slashes.
 const InvalidCluster = "invalid"
@@ -44,7 +46,7 @@ func splitBackend(name string) (service string, port int32, consumer string, ok 
 		return "", 0, "", false
 	}
 	n, err := strconv.ParseUint(parts[1], 10, 16)
-	return parts[0], int32(n), parts[2], err == nil && slices.Contains([]string{consumerAuto, consumerH2, consumerTCP, consumerUDP}, parts[2])
+	return parts[0], int32(n), parts[2], err == nil && slices.Contains(consumers, parts[2])
 }
 
 // serviceOfKey is the Service of a backend, or what stands in its place.
@@ -98,6 +100,8 @@ func (f *serviceFact) port(number int32, consumer string) (port servicePort, rea
 		return servicePort{}, "does not exist: create it, or name another"
 	case f.external:
 		return servicePort{}, "is of type ExternalName, which is not supported: use a Service with endpoints"
+	case f.made: // GEP-4894: nobody is to rely on it
+		return servicePort{}, "is made for an XBackend: name that"
 	}
 	i := slices.IndexFunc(f.ports, func(p servicePort) bool { return p.port == number && p.protocol == protocol })
 	if i < 0 {
@@ -135,7 +139,11 @@ func compileBackend(v *view, k record.Key) compiled {
 	case out.TLS != nil:
 		out.TLS.Protocols = []string{"http/1.1"}
 	}
-	cluster, err := envoy.Cluster(out.Name, http2)
+	protocol := envoy.HTTP1
+	if http2 {
+		protocol = envoy.HTTP2
+	}
+	cluster, err := envoy.Cluster(out.Name, protocol)
 	out.Bytes = mustBytes(limitRetries(v, k, cluster), err)
 	return compiled{value: out}
 }
@@ -143,9 +151,8 @@ func compileBackend(v *view, k record.Key) compiled {
 // compileEndpoints makes the load assignment of a backend: empty where nothing is ready, and cut where it would not fit into a record. There is no record while the slices
 // of the Service are still to come; one that is there already stays, since the store deletes nothing that a route names.
 func compileEndpoints(v *view, k record.Key) compiled {
-	out := record.Endpoints{Name: record.ClusterName(k)}
-	if backendObject(k).kind == kindXBackend {
-		return compiled{value: out} // its cluster finds them itself
+	if in := backendObject(k); in.kind == kindXBackend {
+		return compileXEndpoints(v, k, in.name)
 	}
 	var endpoints []envoy.Endpoint
 	if port, _, ok := findPort(v, k); ok {
@@ -157,6 +164,12 @@ func compileEndpoints(v *view, k record.Key) compiled {
 			endpoints = append(endpoints, s.endpoints(port)...)
 		}
 	}
+	return compiled{value: endpointsRecord(k, endpoints)}
+}
+
+// endpointsRecord is the record of endpoints, of which those are left out that do not fit.
+func endpointsRecord(k record.Key, endpoints []envoy.Endpoint) record.Endpoints {
+	out := record.Endpoints{Name: record.ClusterName(k)}
 	out.Bytes = mustBytes(envoy.LoadAssignment(out.Name, endpoints), nil)
 	for all := len(endpoints); len(out.Bytes) > MaxPayload-4096; {
 		endpoints = endpoints[:len(endpoints)*9/10]
@@ -166,7 +179,7 @@ func compileEndpoints(v *view, k record.Key) compiled {
 			Message: fmt.Sprintf("only %d of %d endpoints fit into a record of %d bytes: split the Service", len(endpoints), all, MaxPayload),
 		}
 	}
-	return compiled{value: out}
+	return out
 }
 
 // endpoints are those of a slice for a port of its Service: the two have the port's name in common, and the slice knows the target's number.

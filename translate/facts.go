@@ -57,6 +57,7 @@ type routeFact struct {
 type serviceFact struct {
 	external bool // type ExternalName
 	selects  bool // pods, by a selector
+	made     bool // for an XBackend, by Fleetgate
 	ports    []servicePort
 }
 
@@ -68,7 +69,7 @@ type servicePort struct {
 }
 
 type sliceFact struct {
-	service   string
+	service   string // or what stands in its place: xbackendPrefix and the value of LabelXBackend
 	ports     []slicePort
 	addresses []string // of usable endpoints
 }
@@ -173,7 +174,7 @@ func identityOf(kind string, o Object) identity {
 }
 
 func serviceOf(s *corev1.Service) *serviceFact {
-	f := &serviceFact{external: s.Spec.Type == corev1.ServiceTypeExternalName, selects: len(s.Spec.Selector) > 0}
+	f := &serviceFact{external: s.Spec.Type == corev1.ServiceTypeExternalName, selects: len(s.Spec.Selector) > 0, made: s.Labels[v1alpha1.LabelXBackend] != ""}
 	for _, p := range s.Spec.Ports {
 		port := servicePort{name: p.Name, port: p.Port, protocol: protocolOf(&p.Protocol)}
 		if p.AppProtocol != nil {
@@ -188,6 +189,9 @@ func serviceOf(s *corev1.Service) *serviceFact {
 // reject the whole response, with the endpoints of others in it.
 func sliceOf(s *discoveryv1.EndpointSlice) *sliceFact {
 	f := &sliceFact{service: s.Labels[discoveryv1.LabelServiceName]}
+	if of := s.Labels[v1alpha1.LabelXBackend]; of != "" {
+		f.service = xbackendPrefix + of
+	}
 	for _, p := range s.Ports {
 		if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
 			continue

@@ -64,7 +64,7 @@ var reached = []string{
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
 	"sessionPersistence: ", "stateful_session", "ext_authz", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
 	"listener filters", "ExternalName", "filter ExternalAuth: ", "Scope: All", "is not valid: use a DNS name", "program", "missing closing",
-	"/XBackend:v1/0/auto", "STRICT_DNS", "is the proxy itself", "is not accepted", "has no spec.trustBundle", "Tracing:", "is no share", "attributeKey weather", "retryBudget:", "is no rate", "is no percentage", "of an XBackendTrafficPolicy is deprecated",
+	"/XBackend:v1/0/auto", "/XBackend:v1/0/tcp", "Named: true", "Own: true", "Client: c1/", "Pods:", "NoEndpoints", "needs endpoints", "needs a certificate", "is empty, and all pods", "a route of streams cannot see to", "protocol TCP", "STRICT_DNS", "is the proxy itself", "is not accepted", "has no spec.trustBundle", "Tracing:", "is no share", "attributeKey weather", "retryBudget:", "is no rate", "is no percentage", "of an XBackendTrafficPolicy is deprecated",
 }
 
 func note(t *testing.T, seen map[string]int, records map[record.Key]Put) {
@@ -266,13 +266,19 @@ func (w *world) make(kind string) Object {
 		}
 	case *gatewayxv1alpha1.XBackend:
 		o.Name = pick(r, "v1", "v2")
-		o.Spec = gatewayxv1alpha1.BackendSpec{Type: pick(r, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeEndpointSelector), Protocol: maybe(r, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP11, gatewayxv1alpha1.BackendProtocolGRPC, gatewayxv1alpha1.BackendProtocolTCP),
+		o.Spec = gatewayxv1alpha1.BackendSpec{Type: pick(r, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeEndpointSelector), Protocol: maybe(r, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP11, gatewayxv1alpha1.BackendProtocolGRPC, gatewayxv1alpha1.BackendProtocolTCP, gatewayxv1alpha1.BackendProtocolTCP),
 			Port: gatewayxv1alpha1.BackendPort{Number: pick[gatewayxv1alpha1.PortNumber](r, 80, 443)}, ExternalHostname: &gatewayxv1alpha1.ExternalHostnameBackend{Hostname: pick[gatewayv1.PreciseHostname](r, "a.example", "a.example", "a.example", "a.localhost", "10.0.0.1")}}
 		if r.IntN(4) > 0 {
 			o.Spec.TLS = &gatewayxv1alpha1.BackendTLS{Mode: pick(r, gatewayxv1alpha1.BackendTLSModeServerOnly, gatewayxv1alpha1.BackendTLSModeServerOnly, gatewayxv1alpha1.BackendTLSModeClientAndServer),
+				ClientCertificateRef: maybe(r, gatewayv1.SecretObjectReference{Name: pick[gatewayv1.ObjectName](r, "s1", "s2"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Kind: maybe[gatewayv1.Kind](r, "Secret", "Secret", "Bucket")}),
 				Validation: pick(r, &gatewayv1.BackendTLSPolicyValidation{Hostname: "s.example", WellKnownCACertificates: new(gatewayv1.WellKnownCACertificatesSystem)},
 					&gatewayv1.BackendTLSPolicyValidation{Hostname: "s.example", CACertificateRefs: []gatewayv1.LocalObjectReference{{Kind: "ConfigMap", Name: pick[gatewayv1.ObjectName](r, "ca1", "ca2")}}})}
 		}
+		if o.Spec.Type == gatewayxv1alpha1.BackendTypeEndpointSelector {
+			o.Spec.ExternalHostname, o.Spec.EndpointSelector = nil, &gatewayxv1alpha1.EndpointSelectorBackend{}
+			o.Spec.EndpointSelector.MatchLabels = pick(r, map[gatewayv1.LabelKey]gatewayv1.LabelValue{"app": "a"}, map[gatewayv1.LabelKey]gatewayv1.LabelValue{"app": "a"}, map[gatewayv1.LabelKey]gatewayv1.LabelValue{"app": "-"}, nil)
+		}
+		o.Spec.SessionPersistence = maybe(r, gatewayv1.SessionPersistence{Cookie: &gatewayv1.CookieConfig{Name: maybe[gatewayv1.CookieName](r, "sid")}}, gatewayv1.SessionPersistence{AbsoluteTimeout: new(gatewayv1.Duration("1h"))})
 	case *gatewayxv1alpha1.XBackendTrafficPolicy:
 		w.traffic(o)
 	case *gatewayxv1alpha1.XTelemetryPolicy:
@@ -314,7 +320,7 @@ func (w *world) make(kind string) Object {
 		w.secret(o)
 	case *gatewayv1.ReferenceGrant:
 		o.Spec.From = some(r, 2, func() gatewayv1.ReferenceGrantFrom {
-			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, gatewayv1.GroupName, gatewayxv1alpha1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet", kindTelemetry), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
+			return gatewayv1.ReferenceGrantFrom{Group: pick[gatewayv1.Group](r, gatewayv1.GroupName, gatewayv1.GroupName, gatewayv1.GroupName, gatewayxv1alpha1.GroupName, "x"), Kind: pick[gatewayv1.Kind](r, "HTTPRoute", "GRPCRoute", "TLSRoute", "UDPRoute", "Gateway", "ListenerSet", kindTelemetry, kindXBackend), Namespace: pick[gatewayv1.Namespace](r, "a", "b")}
 		})
 		o.Spec.To = some(r, 2, func() gatewayv1.ReferenceGrantTo {
 			return gatewayv1.ReferenceGrantTo{Group: pick[gatewayv1.Group](r, "", "", "x"), Kind: pick[gatewayv1.Kind](r, "Service", "Secret", "ConfigMap"), Name: maybe[gatewayv1.ObjectName](r, "v1", "s1")}
@@ -547,6 +553,9 @@ func (w *world) grpcFilter() gatewayv1.GRPCRouteFilter {
 func (w *world) slice(o *discoveryv1.EndpointSlice) {
 	r := w.r
 	o.Labels = map[string]string{discoveryv1.LabelServiceName: pick(r, "v1", "v1", "v2", "")}
+	if r.IntN(4) == 0 {
+		o.Labels[v1alpha1.LabelXBackend] = pick(r, "v1", "v2")
+	}
 	o.AddressType = pick(r, discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeFQDN)
 	o.Ports = some(r, 2, func() discoveryv1.EndpointPort {
 		return discoveryv1.EndpointPort{Name: maybe(r, "p", "q"), Port: maybe[int32](r, 8080, 9090), Protocol: maybe(r, corev1.ProtocolTCP, corev1.ProtocolUDP)}

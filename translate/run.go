@@ -173,6 +173,7 @@ func edit(put Put, change func([]record.Problem) []record.Problem) Put {
 	var gateway record.Gateway
 	var set record.ListenerSet
 	var route record.Route
+	var backend record.Backend
 	switch {
 	case put.Key.Kind == record.KindRoute && record.Unmarshal(put.Payload, &route) == nil:
 		put.Refs, route.Problems = refsOfRoute(route), change(route.Problems)
@@ -183,6 +184,8 @@ func edit(put Put, change func([]record.Problem) []record.Problem) Put {
 	case put.Key.Kind == record.KindListenerSet && record.Unmarshal(put.Payload, &set) == nil:
 		put.Refs, set.Problems = refsOfListeners(set.Listeners), change(set.Problems)
 		put.Payload = mustMarshal(set)
+	case put.Key.Kind == record.KindBackend && record.Unmarshal(put.Payload, &backend) == nil: // it has no problems of this kind
+		put.Refs = refsOfBackend(backend)
 	}
 	return put
 }

@@ -41,7 +41,7 @@ func newPin(s envoy.Session) (*pin, error) {
 // pinShares pins the shares of a rule. The first backend has the name that the rule gives: it keeps its sessions when a second one comes beside it.
 func (r *ruleCompiler) pinShares(shares []share) error {
 	if r.rule.SessionPersistence == nil {
-		return nil
+		return pinToBackends(shares)
 	}
 	first, err := readSession(r.rule.SessionPersistence, "fleetgate-"+record.Hash([]byte(r.identity())))
 	if err != nil {
@@ -54,6 +54,29 @@ func (r *ruleCompiler) pinShares(shares []share) error {
 		}
 		if shares[i].pin, err = newPin(s); err != nil {
 			return fmt.Errorf("sessionPersistence: %w", err)
+		}
+	}
+	return nil
+}
+
+// pinToBackends pins the shares whose XBackends ask for it, where the rule does not: what is nearer to the request comes first (GEP-1619). Of two that give their cookies one name the
+// second has another, or each would end the other's sessions.
+func pinToBackends(shares []share) error {
+	taken := map[string]bool{}
+	for i, one := range shares {
+		if one.backend == nil || one.backend.spec.SessionPersistence == nil {
+			continue
+		}
+		s, err := one.backend.session()
+		if err != nil {
+			continue // the XBackend says so, and answers 500
+		}
+		if s.Header == "" && taken[s.Cookie] {
+			s.Cookie += "-" + record.Hash([]byte(one.cluster))
+		}
+		taken[s.Cookie] = true
+		if shares[i].pin, err = newPin(s); err != nil {
+			return fmt.Errorf("sessionPersistence of XBackend %s: %w", one.backend.object.Name, err)
 		}
 	}
 	return nil

@@ -16,8 +16,9 @@ import (
 type share struct {
 	cluster string // InvalidCluster: its part answers 500
 	weight  uint32
-	own     *action // what the backend's own filters do, nil = it has none
-	pin     *pin    // nil = requests go to any endpoint
+	own     *action       // what the backend's own filters do, nil = it has none
+	pin     *pin          // nil = requests go to any endpoint
+	backend *xbackendFact // nil = it is no XBackend
 }
 
 // maxWeight is the API's own limit: Envoy rejects weights whose sum overflows.
@@ -64,6 +65,9 @@ func (r *ruleCompiler) share(ref *gatewayv1.HTTPBackendRef) share {
 	}
 	r.use(key)
 	out.cluster = record.ClusterName(key)
+	if in := backendObject(key); in.kind == kindXBackend {
+		out.backend = fact[xbackendFact](r.view, kindXBackend, in.namespace, in.name)
+	}
 	return out
 }
 

@@ -101,7 +101,7 @@ func (v *view) granted(fromKind, fromNamespace, toKind, toNamespace, toName stri
 
 func (g *grantFact) allows(fromKind, fromNamespace, toKind, toName string) bool {
 	group := gatewayv1.Group(gatewayv1.GroupName)
-	if fromKind == kindTelemetry {
+	if fromKind == kindTelemetry || fromKind == kindXBackend {
 		group = gatewayxv1alpha1.GroupName
 	}
 	from := slices.ContainsFunc(g.from, func(f gatewayv1.ReferenceGrantFrom) bool {

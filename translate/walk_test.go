@@ -21,18 +21,13 @@ var walkedCRDs = map[string]string{
 	"TLSRoute": "tlsroutes", "TCPRoute": "tcproutes", "UDPRoute": "udproutes", "ReferenceGrant": "referencegrants", "BackendTLSPolicy": "backendtlspolicies",
 }
 
-const refusedType = "a condition says that type EndpointSelector is not supported"
-
 // told are the fields that change nothing, and why that is right.
 var told = map[string]string{
-	"XBackend.sessionPersistence":       refusedType,
-	"XBackend.endpointSelector":         refusedType,
-	"XBackend.tls.clientCertificateRef": "a condition says that its mode is not supported",
-	"GatewayClass.description":          "a text for people",
+	"GatewayClass.description": "a text for people",
 }
 
 // refused are the fields that are not honoured, with all that is below them: that they are there at all is told by a condition.
-var refused = []string{".extensionRef", ".options.{}", "listeners[].filters", "XBackend.endpointSelector", "XBackend.sessionPersistence", "XBackendTrafficPolicy.sessionPersistence", "XBackend.tls.clientCertificateRef"}
+var refused = []string{".extensionRef", ".options.{}", "listeners[].filters", "XBackendTrafficPolicy.sessionPersistence"}
 
 // refusedPart gives the part of a path that is refused as a whole.
 func refusedPart(path string) (string, bool) {

@@ -18,9 +18,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
-
+	"k8s.io/apimachinery/pkg/util/validation"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
@@ -80,10 +82,27 @@ type backedPort struct {
 	container   int32
 }
 
+// headlessOf gives the Service that the leader would make for an XBackend which selects pods. Its label is the XBackend's name, for nobody knows a UID here.
+func headlessOf(x *gatewayxv1alpha1.XBackend) *corev1.Service {
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: x.Namespace, Name: "xbackend." + x.Name, Labels: map[string]string{v1alpha1.LabelXBackend: x.Name}}}
+	if x.Spec.EndpointSelector == nil || len(x.Name) > validation.LabelValueMaxLength {
+		return s
+	}
+	s.Spec.Selector = map[string]string{}
+	for name, is := range x.Spec.EndpointSelector.MatchLabels {
+		s.Spec.Selector[string(name)] = string(is)
+	}
+	s.Spec.Ports = []corev1.ServicePort{{Port: int32(x.Spec.Port.Number)}}
+	return s
+}
+
 // planBackings joins Services with the pods that their selectors select, as a cluster's endpoint controller does.
 func planBackings(objects []member.Object, pods []pod) []backing {
 	var out []backing
 	for _, o := range objects {
+		if x, ok := o.(*gatewayxv1alpha1.XBackend); ok {
+			o = headlessOf(x)
+		}
 		s, ok := o.(*corev1.Service)
 		if !ok || len(s.Spec.Selector) == 0 {
 			continue
@@ -110,10 +129,13 @@ func planBackings(objects []member.Object, pods []pod) []backing {
 // slice is the EndpointSlice of one pod behind one Service. Pods have a port of their own each, on one loopback address, so each needs a slice of its own.
 func (b backing) slice(at func(pod, int32) int) *discoveryv1.EndpointSlice {
 	ready := true
+	of := map[string]string{discoveryv1.LabelServiceName: b.service.Name, discoveryv1.LabelManagedBy: "dev.fleetgate.io"}
+	if x := b.service.Labels[v1alpha1.LabelXBackend]; x != "" {
+		of = map[string]string{v1alpha1.LabelXBackend: x, discoveryv1.LabelManagedBy: "dev.fleetgate.io"}
+	}
 	s := &discoveryv1.EndpointSlice{
 		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
-		ObjectMeta: metav1.ObjectMeta{Name: b.service.Name + "-" + b.pod.name, Namespace: b.service.Namespace,
-			Labels: map[string]string{discoveryv1.LabelServiceName: b.service.Name, discoveryv1.LabelManagedBy: "dev.fleetgate.io"}},
+		ObjectMeta:  metav1.ObjectMeta{Name: b.service.Name + "-" + b.pod.name, Namespace: b.service.Namespace, Labels: of},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{
 			Addresses: []string{"127.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready},

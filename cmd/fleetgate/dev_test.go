@@ -44,6 +44,16 @@ apiVersion: v1
 kind: Service
 metadata: {name: manual, namespace: shop}
 spec: {ports: [{port: 8080}]}
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackend
+metadata: {name: pods, namespace: shop}
+spec: {type: EndpointSelector, port: {number: 81}, endpointSelector: {matchLabels: {app: web}}}
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackend
+metadata: {name: outside, namespace: shop}
+spec: {type: ExternalHostname, port: {number: 81}, externalHostname: {hostname: a.example}}
 `
 
 func TestPlanBackings(t *testing.T) {
@@ -59,7 +69,7 @@ func TestPlanBackings(t *testing.T) {
 		}
 		got = append(got, line)
 	}
-	want := []string{"shop/web web-1 v1 a=80 b=81", "shop/web web-2 v1 a=80 b=81"}
+	want := []string{"shop/web web-1 v1 a=80 b=81", "shop/web web-2 v1 a=80 b=81", "shop/xbackend.pods web-1 v1 =81", "shop/xbackend.pods web-2 v1 =81"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
@@ -105,7 +115,7 @@ func TestPodsFollowTheDirectory(t *testing.T) {
 	}
 	write(shop)
 	step(t, p)
-	if d := cmp.Diff([]string{"shop.web-web-1.yaml", "shop.web-web-2.yaml"}, listDir(t, p.endpoints)); d != "" {
+	if d := cmp.Diff([]string{"shop.web-web-1.yaml", "shop.web-web-2.yaml", "shop.xbackend.pods-web-1.yaml", "shop.xbackend.pods-web-2.yaml"}, listDir(t, p.endpoints)); d != "" {
 		t.Fatal(d)
 	}
 	if p.read() {
@@ -114,12 +124,12 @@ func TestPodsFollowTheDirectory(t *testing.T) {
 	port := p.state.Backends["shop/web-1/80"]
 	write(strings.Replace(shop, "replicas: 2", "replicas: 1", 1))
 	step(t, p)
-	if d := cmp.Diff([]string{"shop.web-web-1.yaml"}, listDir(t, p.endpoints)); d != "" {
+	if d := cmp.Diff([]string{"shop.web-web-1.yaml", "shop.xbackend.pods-web-1.yaml"}, listDir(t, p.endpoints)); d != "" {
 		t.Error("after one replica less:", d)
 	}
 	write("half: [written")
 	step(t, p)
-	if len(listDir(t, p.endpoints)) != 1 || p.state.Backends["shop/web-1/80"] != port {
+	if len(listDir(t, p.endpoints)) != 2 || p.state.Backends["shop/web-1/80"] != port {
 		t.Error("a broken file took away its pods")
 	}
 	if err := os.Remove(file); err != nil {

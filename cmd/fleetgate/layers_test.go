@@ -15,12 +15,12 @@ const module = "github.com/fleetgate/fleetgate"
 
 // internal says which of our packages each may import. Nothing is listed twice, so the list can be read from the bottom up: leaves come last.
 var internal = map[string][]string{
-	"cmd/fleetgate":  {"cluster/enroll", "cluster/fleet", "cluster/group", "cluster/member", "cluster/member/kube", "cluster/pki", "cluster/seal", "cluster/status", "cluster/store", "shard", "translate", "translate/assemble", "translate/envoy", "translate/record", "xds"},
+	"cmd/fleetgate":  {"cluster/enroll", "cluster/fleet", "cluster/fleet/v1alpha1", "cluster/group", "cluster/headless", "cluster/member", "cluster/member/kube", "cluster/pki", "cluster/seal", "cluster/status", "cluster/store", "shard", "translate", "translate/assemble", "translate/envoy", "translate/record", "xds"},
 	"shard":          {"cluster/store", "translate", "translate/record"},
 	"cluster/status": {"cluster/member", "translate/assemble", "translate/record"},
 	"cluster/group":  {"cluster/pki", "cluster/store"},
 	// member hashes objects as records are hashed, and reads the CRDs that an installation consists of.
-	"cluster/member/kube":    {"cluster/enroll", "cluster/fleet", "cluster/fleet/v1alpha1", "cluster/member"},
+	"cluster/member/kube":    {"cluster/enroll", "cluster/fleet", "cluster/fleet/v1alpha1", "cluster/headless", "cluster/member"},
 	"cluster/member":         {"cluster/fleet/v1alpha1", "cluster/store", "deploy", "translate/record"},
 	"translate":              {"cluster/fleet/v1alpha1", "translate/envoy", "translate/record"},
 	"translate/assemble":     {"translate/envoy", "translate/record"},
@@ -28,6 +28,7 @@ var internal = map[string][]string{
 	"translate/record":       {},
 	"cluster/enroll":         {"xds"},
 	"cluster/fleet":          {"cluster/fleet/v1alpha1"},
+	"cluster/headless":       {"cluster/fleet/v1alpha1"},
 	"cluster/store":          {},
 	"cluster/pki":            {},
 	"cluster/seal":           {},

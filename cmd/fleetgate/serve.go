@@ -24,6 +24,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/fleet"
 	"github.com/fleetgate/fleetgate/cluster/group"
+	"github.com/fleetgate/fleetgate/cluster/headless"
 	"github.com/fleetgate/fleetgate/cluster/member"
 	"github.com/fleetgate/fleetgate/cluster/member/kube"
 	"github.com/fleetgate/fleetgate/cluster/pki"
@@ -60,6 +61,7 @@ type replica struct {
 
 	infrastructure map[string]*kube.Infrastructure               // of the clusters that have an API server
 	provisioners   atomic.Pointer[map[string]*fleet.Provisioner] // while we lead
+	keepers        atomic.Pointer[map[string]*headless.Keeper]   // likewise
 
 	ready chan struct{} // closed when this replica takes part in the group
 }
@@ -208,7 +210,7 @@ func (r *replica) serveXDS(ctx context.Context, records []*store.Record) (stop f
 		Replica: r.cfg.Pod, Logger: r.log, Report: r.acks.local, Gate: !r.cfg.TestGateOff, Hold: r.catchUp, Trial: r.trial,
 		SystemVersion: func(index uint64) string { return fmt.Sprintf("1.%d", index) },
 	})
-	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, check: r.checkSealed, log: r.log, touch: r.touch,
+	r.pipe = &pipeline{db: r.db, server: r.xds, open: r.key.Open, check: r.checkSealed, log: r.log, touch: r.touch, selects: r.touchSelections,
 		config: assemble.Config{ControllerNames: r.cfg.ControllerNames, ListenAddress: r.cfg.ListenAddress, AccessLog: r.cfg.AccessLog}}
 	if err := r.pipe.start(records); err != nil {
 		return nil, err
@@ -319,6 +321,7 @@ func (r *replica) lead(ctx context.Context) {
 	wg.Go(func() { r.keepPins(ctx) })
 	wg.Go(func() { r.writeStatus(ctx) })
 	wg.Go(func() { r.provision(ctx) })
+	wg.Go(func() { r.selectPods(ctx) })
 	wg.Go(func() { r.keepHold(ctx) })
 	wg.Wait()
 	r.log.Info("no longer leading")

@@ -17,12 +17,13 @@ import (
 
 // pipeline follows the store: committed records -> assembly -> xDS. It needs no leader, no quorum and no Kubernetes API (D4).
 type pipeline struct {
-	db     *store.Store
-	server *xds.Server
-	open   func(sealed, additional []byte) ([]byte, error)
-	check  func(*store.Record) error // refuses to start on what cannot be served (D14)
-	touch  func(keys []record.Key)   // records whose objects' status may differ
-	log    *slog.Logger
+	db      *store.Store
+	server  *xds.Server
+	open    func(sealed, additional []byte) ([]byte, error)
+	check   func(*store.Record) error // refuses to start on what cannot be served (D14)
+	touch   func(keys []record.Key)   // records whose objects' status may differ
+	selects func(keys []record.Key)   // policy records of XBackends whose pods may have to be found
+	log     *slog.Logger
 
 	mu     sync.RWMutex
 	state  *assemble.State
@@ -183,6 +184,9 @@ func (p *pipeline) publish(index uint64, d assemble.Delta) {
 	if p.touch != nil {
 		p.touch(d.Status)
 	}
+	if p.selects != nil {
+		p.selects(d.Selections)
+	}
 }
 
 // trial gives a resource as it would be with some records pinned.
@@ -240,6 +244,20 @@ func (p *pipeline) Infrastructure(k record.Key) (assemble.Infrastructure, bool) 
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.state.Infrastructure(k)
+}
+
+// Selection reads which pods an XBackend selects.
+func (p *pipeline) Selection(k record.Key) (*assemble.Selection, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.Selection(k)
+}
+
+// selections lists all XBackends.
+func (p *pipeline) selections() []record.Key {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.state.Selections()
 }
 
 // ListenerSet reads what committed state says of a ListenerSet.

@@ -73,6 +73,8 @@ type FleetDelta struct {
 type Delta struct {
 	Fleets []FleetDelta // sorted by fleet
 	Status []record.Key // records of objects whose GatewayStatus or RouteStatus may differ now
+	// Selections are the policy records of XBackends whose Selection may differ now.
+	Selections []record.Key
 }
 
 // GatewayStatus is what committed records say of a Gateway; Programmed is added by the status writer from ACKs (Index says what must be ACKed).

@@ -16,6 +16,7 @@ type fleet struct {
 	gateway   *gateway // nil = not ours any more
 	resources map[resourceKey]Resource
 	streams   map[string]bool // whose clusters and endpoints are among them
+	shown     map[string]bool // certificates among them that are there for backends which ask for one of their own
 	told      bool            // it has been in a Delta
 }
 
@@ -44,6 +45,7 @@ func (f *fleet) refresh(d *dirt, s *State) []Resource {
 	if d.all {
 		out = f.replace(f.desired(s))
 		f.noteStreams()
+		out = append(out, f.refreshSecrets(s)...)
 	} else {
 		for _, c := range f.gateway.configs {
 			if c.dirty() {
@@ -55,6 +57,9 @@ func (f *fleet) refresh(d *dirt, s *State) []Resource {
 		}
 		if streams {
 			out = append(out, f.refreshStreams()...)
+		}
+		if f.shows(d, s) {
+			out = append(out, f.refreshSecrets(s)...)
 		}
 	}
 	slices.SortFunc(out, compareResources)
@@ -104,6 +109,38 @@ func (f *fleet) refreshStreams() []Resource {
 	return out
 }
 
+// shows tells whether a certificate that backends are shown may have changed: to look at all backends costs as much as there are.
+func (f *fleet) shows(d *dirt, s *State) bool {
+	asks := func(backends map[record.Key]bool) bool {
+		for k := range backends {
+			if b := as[record.Backend](s.entries[k]); b != nil && b.TLS != nil && b.TLS.ClientKey != nil {
+				return true
+			}
+		}
+		return false
+	}
+	return len(f.shown) > 0 || asks(d.backends) || asks(f.gateway.streamBackends)
+}
+
+// refreshSecrets brings the certificates up to date that backends are shown which ask for one of their own.
+func (f *fleet) refreshSecrets(s *State) []Resource {
+	want := map[string]bool{}
+	var out []Resource
+	for _, k := range f.gateway.shownSecrets(s) {
+		if r, ok := s.secret(k); ok {
+			want[r.Name] = true
+			out = append(out, f.put(r)...)
+		}
+	}
+	for name := range f.shown {
+		if !want[name] && !f.gateway.holds(name) {
+			out = append(out, f.remove(resourceKey{TypeSecret, name})...)
+		}
+	}
+	f.shown = want
+	return out
+}
+
 func (f *fleet) noteStreams() {
 	f.streams = map[string]bool{}
 	for name := range f.gateway.streams {
@@ -121,7 +158,7 @@ func (f *fleet) desired(s *State) map[resourceKey]Resource {
 	for _, r := range f.gateway.trusts {
 		put(r)
 	}
-	for _, k := range f.gateway.secrets {
+	for _, k := range slices.Concat(f.gateway.secrets, f.gateway.shownSecrets(s)) {
 		if r, ok := s.secret(k); ok {
 			put(r)
 		}
@@ -193,10 +230,17 @@ func (f *fleet) remove(k resourceKey) []Resource {
 	return []Resource{{Type: k.Type, Name: k.Name}}
 }
 
-// cluster names the Envoy cluster of a backend that is served.
+// cluster names the Envoy cluster of a backend that is served. One that must be shown a certificate is not served without it.
 func (s *State) cluster(k record.Key) (string, bool) {
 	b := as[record.Backend](s.entries[k])
-	return record.ClusterName(k), b != nil && !b.Missing
+	if b == nil || b.Missing {
+		return record.ClusterName(k), false
+	}
+	if b.TLS != nil && b.TLS.ClientKey != nil {
+		secret := as[record.Secret](s.entries[*b.TLS.ClientKey])
+		return record.ClusterName(k), secret != nil && secret.Problem == nil
+	}
+	return record.ClusterName(k), true
 }
 
 // backend gives a backend's cluster with its endpoints; nothing where the Service is missing: requests then answer 500, as their routes say.

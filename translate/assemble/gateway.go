@@ -329,6 +329,22 @@ func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched, p
 	return touched, passed
 }
 
+// shownSecrets are the certificates that backends of the Gateway are shown which ask for one of their own.
+func (g *gateway) shownSecrets(s *State) []record.Key {
+	var out []record.Key
+	for _, k := range g.reached() {
+		if b := as[record.Backend](s.entries[k]); b != nil && b.TLS != nil && b.TLS.ClientKey != nil {
+			out = append(out, *b.TLS.ClientKey)
+		}
+	}
+	return out
+}
+
+// holds tells whether a certificate is one of the Gateway itself.
+func (g *gateway) holds(secret string) bool {
+	return slices.ContainsFunc(g.secrets, func(k record.Key) bool { return record.Join(k.Cluster, k.Namespace, k.Name) == secret })
+}
+
 // uses tells whether something of the Gateway is made of a backend.
 func (g *gateway) uses(backend record.Key) bool {
 	return g.routesTo(backend) || g.streamBackends[backend]

@@ -53,6 +53,9 @@ func (l *listener) tls() bool { return l.Protocol == protocolHTTPS || l.Protocol
 // terminates tells whether TLS ends at the listener.
 func (l *listener) terminates() bool { return l.tls() && !l.Passthrough }
 
+// passes tells whether TLS goes through the listener as it came.
+func (l *listener) passes() bool { return l.tls() && l.Passthrough }
+
 // socket names the Envoy listener.
 func (l *listener) socket(fleet string) string {
 	if l.Protocol == protocolUDP {

@@ -32,7 +32,7 @@ func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
 	if p == nil {
 		return PolicyStatus{}, false
 	}
-	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(p)}
+	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(s.withSecret(p))}
 	for _, f := range s.fleets {
 		if f.key.Cluster == k.Cluster && (f.gateway.reaches(k.Namespace, p.Services) || f.key.Namespace == k.Namespace && slices.Contains(p.Gateways, f.key.Name)) {
 			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class.ControllerName})
@@ -40,6 +40,21 @@ func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
 	}
 	slices.SortFunc(out.Ancestors, func(a, b PolicyAncestor) int { return a.Gateway.Compare(b.Gateway) })
 	return out, true
+}
+
+// withSecret adds to the problems of an XBackend that of the certificate which it shows, if that has one.
+func (s *State) withSecret(p *record.Policy) *record.Policy {
+	if p.Secret == nil {
+		return p
+	}
+	secret := as[record.Secret](s.entries[*p.Secret])
+	if secret == nil || secret.Problem == nil {
+		return p
+	}
+	out := *p
+	out.Problems = append(slices.Clip(out.Problems), record.Problem{Condition: string(gatewayv1.PolicyConditionAccepted), Reason: secret.Problem.Reason, Rule: -1,
+		Message: "tls.clientCertificateRef: " + secret.Problem.Message})
+	return &out
 }
 
 // Policies are the records of all policies, sorted.
@@ -93,7 +108,7 @@ func (s *State) markPolicies(backends []record.Key, w *work) {
 	}
 }
 
-// secured gives a backend's cluster as a Gateway has it: speaking TLS where the backend's policy says so, with the Gateway's own certificate.
+// secured gives a backend's cluster as a Gateway has it: speaking TLS where the backend's policy says so, with the Gateway's own certificate unless the backend has one.
 func (s *State) secured(r Resource, b *record.Backend, g *gateway) (Resource, bool) {
 	if b.TLS == nil {
 		return r, true
@@ -104,14 +119,22 @@ func (s *State) secured(r Resource, b *record.Backend, g *gateway) (Resource, bo
 	}
 	r.Bytes = append(r.Bytes, more)
 	r.Version = record.Hash(slices.Concat(r.Bytes...))
-	if g.client != "" {
-		r.Uses = []string{g.client}
+	if client := g.shows(b.TLS); client != "" {
+		r.Uses = []string{client}
 	}
 	return r, true
 }
 
+// shows is the SDS name of the certificate that a backend sees, "" = none.
+func (g *gateway) shows(t *record.BackendTLS) string {
+	if t.Own {
+		return t.Client
+	}
+	return g.client
+}
+
 func upstream(t *record.BackendTLS, g *gateway) envoy.BackendTLS {
-	out := envoy.BackendTLS{ServerName: t.ServerName, Trust: t.Trust, Protocols: t.Protocols, Client: g.client}
+	out := envoy.BackendTLS{ServerName: t.ServerName, Trust: t.Trust, Protocols: t.Protocols, Client: g.shows(t)}
 	for _, n := range t.Names {
 		out.Names = append(out.Names, envoy.SubjectName(n))
 	}
@@ -122,7 +145,7 @@ func upstream(t *record.BackendTLS, g *gateway) envoy.BackendTLS {
 func policyConditions(p *record.Policy) []metav1.Condition {
 	generation := p.Object.Generation
 	message := "the policy is followed"
-	if p.Object.Kind == "XBackend" {
+	if p.Object.Kind == kindXBackend {
 		message = "requests are sent to it as it says"
 	}
 	accepted := condition(string(gatewayv1.PolicyConditionAccepted), true, string(gatewayv1.PolicyReasonAccepted), message, generation)
@@ -135,7 +158,7 @@ func policyConditions(p *record.Policy) []metav1.Condition {
 	}
 	out := []metav1.Condition{accepted, resolved}
 	known := []string{accepted.Type, resolved.Type}
-	if p.Object.Kind == "XBackendTrafficPolicy" || p.Object.Kind == "XBackend" { // the API knows no other condition of these
+	if p.Object.Kind == "XBackendTrafficPolicy" || p.Object.Kind == kindXBackend { // the API knows no other condition of these
 		out, known = out[:1], known[:1]
 	}
 	return append(out, others(p.Problems, generation, known...)...)

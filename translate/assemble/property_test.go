@@ -36,7 +36,7 @@ func runSequence(t *testing.T, seed uint64) {
 	w := newWorld(t)
 	s := New(testConfig)
 	client := map[string]map[resourceKey]Resource{}
-	before := allStatuses(s)
+	before, selected := allStatuses(s), allSelections(s)
 	for step := range 20 {
 		var batch []Change
 		for range 1 + r.IntN(4) {
@@ -45,8 +45,11 @@ func runSequence(t *testing.T, seed uint64) {
 		d := s.Apply(batch)
 		follow(client, d)
 		after := allStatuses(s)
-		told(t, before, after, d)
+		told(t, before, after, d.Status)
 		before = after
+		selections := allSelections(s)
+		told(t, selected, selections, d.Selections)
+		selected = selections
 		if step%4 == 3 {
 			tryPins(t, r, w, s)
 			full := New(testConfig)
@@ -162,13 +165,27 @@ func allStatuses(s *State) map[record.Key]any {
 	return out
 }
 
-// told holds that a changed status was announced.
-func told(t *testing.T, before, after map[record.Key]any, d Delta) {
+// allSelections gives the pods that are to be found, of XBackends for which there are any.
+func allSelections(s *State) map[record.Key]any {
+	out := map[record.Key]any{}
+	for _, k := range s.Selections() {
+		if v, known := s.Selection(k); known && v != nil {
+			out[k] = *v
+		}
+	}
+	return out
+}
+
+// told holds that what comes to be said of a record was announced; that a selection is needed no more need not be, for what there is stays.
+func told(t *testing.T, before, after map[record.Key]any, announced []record.Key) {
 	t.Helper()
 	for _, m := range []map[record.Key]any{before, after} {
 		for k := range m {
-			if !slices.Contains(d.Status, k) && !reflect.DeepEqual(before[k], after[k]) {
-				t.Errorf("the status of %v changed and was not announced:\n%s", k, cmp.Diff(before[k], after[k]))
+			if _, selection := before[k].(Selection); selection && after[k] == nil {
+				continue
+			}
+			if !slices.Contains(announced, k) && !reflect.DeepEqual(before[k], after[k]) {
+				t.Errorf("what is said of %v changed and was not announced:\n%s", k, cmp.Diff(before[k], after[k]))
 			}
 		}
 	}
@@ -181,6 +198,7 @@ func sameState(t *testing.T, got, want *State) {
 		same(t, "fleet "+f+": full against incremental", want.Resources(f), got.Resources(f))
 	}
 	same(t, "statuses: full against incremental", allStatuses(want), allStatuses(got))
+	same(t, "selections: full against incremental", allSelections(want), allSelections(got))
 }
 
 // same compares; the slow description is only made of a difference.
@@ -228,6 +246,12 @@ func sound(t *testing.T, s *State) {
 		}
 		for _, r := range s.Resources(f) {
 			switch r.Type {
+			case TypeCluster:
+				for _, u := range r.Uses {
+					if !names[resourceKey{TypeSecret, u}] {
+						t.Errorf("cluster %s uses secret %s, which is not served", r.Name, u)
+					}
+				}
 			case TypeRoute:
 				openConfig(t, r)
 				for _, u := range r.Uses {
@@ -276,7 +300,9 @@ func randomEdit(r *rand.Rand, w *world) Change {
 
 func randomKey(r *rand.Rand) record.Key {
 	ns := pick(r, randomNamespaces...)
-	switch r.IntN(15) {
+	switch r.IntN(16) {
+	case 15:
+		return record.Key{Cluster: "c", Namespace: pick(r, "a", "b"), Kind: record.KindPolicy, Name: "XBackend/s1"}
 	case 14:
 		return record.Key{Cluster: "c", Namespace: pick(r, "a", "b"), Kind: record.KindPolicy, Name: "BackendTLSPolicy/p"}
 	case 12:
@@ -290,9 +316,9 @@ func randomKey(r *rand.Rand) record.Key {
 	case 3:
 		return namespaceKey(ns)
 	case 4:
-		return serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+		return serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2", "XBackend:s1"))
 	case 5:
-		return endpointsKey(serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2")))
+		return endpointsKey(serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2", "XBackend:s1")))
 	case 6:
 		return secretKey("infra", pick(r, "cert1", "cert2"))
 	}
@@ -313,6 +339,9 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 		g, refs := randomGateway(r, k)
 		return record.ListenerSet{Object: record.Object{Kind: "ListenerSet", Namespace: k.Namespace, Name: k.Name, Generation: 2}, Created: epoch.Add(time.Duration(r.IntN(2)) * time.Second), Parent: parentOf(gatewayKey(pick(r, "infra", "a"), "gw")), Listeners: g.(record.Gateway).Listeners}, listenerRefs(refs)
 	case record.KindPolicy:
+		if k.Name == "XBackend/s1" {
+			return randomXBackend(r, k), nil
+		}
 		p := record.Policy{Object: record.Object{Kind: "BackendTLSPolicy", Namespace: k.Namespace, Name: "p"}, Services: []string{pick(r, "s1", "s2")}}
 		if r.IntN(3) == 0 {
 			p.Problems = []record.Problem{{Condition: "Accepted", Reason: "Conflicted", Message: "another", Rule: -1}}
@@ -331,6 +360,12 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 		b.Missing = r.IntN(4) == 0
 		b.Bytes = append(b.Bytes, byte('0'+r.IntN(3)))
 		switch r.IntN(6) {
+		case 2:
+			secret := secretKey("infra", pick(r, "cert1", "cert2"))
+			b.TLS = &record.BackendTLS{ServerName: "s.example", Own: true, Client: secretName(secret), ClientKey: &secret}
+			return b, []record.Key{secret}
+		case 3:
+			b.Named, b.TLS = true, pick(r, nil, &record.BackendTLS{ServerName: "s.example", Own: true})
 		case 0:
 			b.TLS = &record.BackendTLS{ServerName: "s.example", Trust: []byte("pem")}
 		case 1:
@@ -350,6 +385,18 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 		return s, nil
 	}
 	return randomRoute(r, w, k)
+}
+
+func randomXBackend(r *rand.Rand, k record.Key) record.Policy {
+	p := record.Policy{Object: record.Object{Kind: kindXBackend, Namespace: k.Namespace, Name: "s1", UID: pick(r, "u1", "u2")}, Services: []string{"XBackend:s1"}}
+	if r.IntN(3) > 0 {
+		p.Pods = &record.Pods{Labels: map[string]string{"app": pick(r, "x", "y")}, Port: 80, Backends: []string{"XBackend:s1/80/x"}}
+	}
+	if r.IntN(3) == 0 {
+		secret := secretKey("infra", pick(r, "cert1", "cert2"))
+		p.Secret = &secret
+	}
+	return p
 }
 
 func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
@@ -419,7 +466,7 @@ func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 	var rules []record.Rule
 	var refs []record.Key
 	for i := range 1 + r.IntN(2) {
-		b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+		b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2", "XBackend:s1"))
 		refs = append(refs, refsOf(b)...)
 		rules = append(rules, rule(w.t, k, i, b, pick(r, "prefix /", "exact /a", "prefix /a", "header /", "method /a", "regex /a.*")))
 	}
@@ -449,7 +496,7 @@ func randomStream(r *rand.Rand) ([]record.Rule, []record.Key) {
 	for range r.IntN(3) {
 		share := record.Share{Weight: pick[uint32](r, 1, 9)}
 		if r.IntN(4) > 0 {
-			b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+			b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2", "XBackend:s1"))
 			share.Backend = &b
 			refs = append(refs, refsOf(b)...)
 		}

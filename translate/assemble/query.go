@@ -2,8 +2,10 @@ package assemble
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -45,21 +47,57 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 			out.MissingParents = append(out.MissingParents, name)
 		}
 		if a, o := r.outcome(p); a != nil && s.fleets[a.gateway.key] != nil {
-			out.Parents = append(out.Parents, parentStatus(k, s.withBackends(route, newest), o, a))
+			out.Parents = append(out.Parents, parentStatus(k, s.withBackends(route, newest, a), o, a))
 		}
 	}
 	return out, true
 }
 
-// withBackends adds to a route's problems those of its backends that only their owner could find.
-func (s *State) withBackends(r *record.Route, d *decoded) *record.Route {
+// withBackends adds to a route's problems those of its backends that only their owner could find, and those that come of where the route is attached.
+func (s *State) withBackends(r *record.Route, d *decoded, a *attachment) *record.Route {
 	out := *r
+	add := func(p *record.Problem) { out.Problems = append(slices.Clip(out.Problems), *p) }
 	for _, k := range d.Refs {
-		if b := as[record.Backend](s.entries[k]); b != nil && b.Problem != nil {
-			out.Problems = append(slices.Clip(out.Problems), *b.Problem)
+		b := as[record.Backend](s.entries[k])
+		if b == nil {
+			continue
+		}
+		if b.Problem != nil {
+			add(b.Problem)
+		}
+		if b.TLS == nil || !b.TLS.Own {
+			continue
+		}
+		if b.TLS.ClientKey != nil {
+			if secret := as[record.Secret](s.entries[*b.TLS.ClientKey]); secret != nil && secret.Problem != nil {
+				add(secret.Problem)
+			}
+		}
+		if l := a.passes(); l != nil {
+			add(&record.Problem{Condition: string(gatewayv1.RouteConditionResolvedRefs), Reason: string(gatewayv1.RouteReasonUnsupportedProtocol), Rule: -1,
+				Message: fmt.Sprintf("listener %q passes TLS through, and %s says to speak TLS itself: set its tls.mode to None, or let TLS end at the listener", l.Name, describe(k))})
 		}
 	}
 	return &out
+}
+
+// describe names the object that a backend is made of.
+func describe(backend record.Key) string {
+	service, _, _ := strings.Cut(backend.Name, "/")
+	if kind, name, ok := strings.Cut(service, ":"); ok {
+		return fmt.Sprintf("%s %s/%s", kind, backend.Namespace, name)
+	}
+	return fmt.Sprintf("Service %s/%s", backend.Namespace, service)
+}
+
+// passes is a listener where the route is bound that passes TLS through, nil = none.
+func (a *attachment) passes() *listener {
+	for _, b := range a.bindings {
+		if b.config == nil && b.listener.passes() {
+			return b.listener
+		}
+	}
+	return nil
 }
 
 // unnamed are the parents that a route has by default, those that take it first: a status has room for so many only.

@@ -114,6 +114,9 @@ func (s *State) store(c Change, w *work) {
 	if next != nil {
 		s.entries[c.Key] = next
 		s.index(next)
+		if c.Key.Kind == record.KindBackend {
+			next.live = choose(next, s.exists)
+		}
 		s.markSet(next, w)
 	} else {
 		delete(s.entries, c.Key)
@@ -136,7 +139,7 @@ func entryOf(c Change, old *entry) *entry {
 	}
 	e := &entry{key: c.Key, cur: reuse(c.Key.Kind, c.Cur, old), prev: reuse(c.Key.Kind, c.Prev, old), pinned: c.PinnedHash, reason: c.PinReason}
 	switch c.Key.Kind {
-	case record.KindRoute, record.KindGateway, record.KindListenerSet: // their references decide, later
+	case record.KindRoute, record.KindGateway, record.KindListenerSet, record.KindBackend: // their references decide, later
 	default:
 		e.live = choose(e, func(record.Key) bool { return true })
 	}
@@ -188,8 +191,20 @@ func (s *State) markReferrers(all set, w *work) {
 			w.gateways[k] = struct{}{}
 		case record.KindListenerSet:
 			s.markSet(s.entries[k], w)
+		case record.KindBackend:
+			s.markBackend(k, w)
+		case record.KindPolicy:
+			w.status[k] = struct{}{}
 		}
 	}
+}
+
+// markBackend notes that the certificate which a backend is shown came, went or is another: what is live of the backend, and whoever names it, may differ.
+func (s *State) markBackend(k record.Key, w *work) {
+	e := s.entries[k]
+	e.live = choose(e, s.exists)
+	w.backends[k] = struct{}{}
+	s.markReferrers(s.referrers[k], w)
 }
 
 // markSet notes what a ListenerSet concerns: its Gateway, and the routes that name it, for they may have lost the only thing that led to a Gateway.
@@ -228,6 +243,9 @@ func (s *State) index(e *entry) {
 		s.indexScope(e)
 	case record.KindPolicy:
 		link(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
+		if p := as[record.Policy](e); p != nil && p.Secret != nil {
+			link(s.referrers, *p.Secret, e.key)
+		}
 	case record.KindListenerSet:
 		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
 		for _, g := range setParents(e) {
@@ -252,6 +270,9 @@ func (s *State) unindex(e *entry) {
 		s.unindexScope(e)
 	case record.KindPolicy:
 		unlink(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
+		if p := as[record.Policy](e); p != nil && p.Secret != nil {
+			unlink(s.referrers, *p.Secret, e.key)
+		}
 	case record.KindListenerSet:
 		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
 		for _, g := range setParents(e) {
@@ -311,7 +332,14 @@ func (s *State) gatewaysOf(k record.Key, d *decoded) []record.Key {
 	return out
 }
 
-func (s *State) exists(k record.Key) bool { return s.entries[k] != nil }
+// exists tells whether a record is there, and, of a backend, the certificate that it is shown, or a version of it that needs none: so that nothing leads to one that cannot be served yet.
+func (s *State) exists(k record.Key) bool {
+	e := s.entries[k]
+	if e == nil || k.Kind != record.KindBackend || e.prev != nil {
+		return e != nil
+	}
+	return !slices.ContainsFunc(e.cur.Refs, func(r record.Key) bool { return s.entries[r] == nil })
+}
 
 // classOf gives a Gateway's class, nil where that is none of ours.
 func (s *State) classOf(cluster, class string) *record.Class {
@@ -421,5 +449,6 @@ func (s *State) delta(w *work) Delta {
 	}
 	slices.SortFunc(out.Fleets, func(a, b FleetDelta) int { return strings.Compare(a.Fleet, b.Fleet) })
 	out.Status = slices.SortedFunc(maps.Keys(w.status), record.Key.Compare)
+	out.Selections = s.selections(w)
 	return out
 }

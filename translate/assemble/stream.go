@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
@@ -202,17 +203,29 @@ func (g *gateway) flushStreams(s *State) {
 		for _, b := range st.backends() {
 			g.streamBackends[b] = true
 		}
-		if r, err := st.cluster(g, s); err == nil { // what could fail was checked when the policy was compiled
-			g.streamResources = append(g.streamResources, r, st.endpoints(g, s, s.endpoints))
+		if made, err := st.resources(g, s); err == nil { // what could fail was checked when the policy was compiled
+			g.streamResources = append(g.streamResources, made...)
 		}
 	}
 }
 
-// streamsTo gives the endpoints of the streams that send to a backend, read in another way than from the log.
+// streamsTo gives the endpoints of the streams that send to a backend, read in another way than from the log. Those that are a part of a cluster, beside names in DNS, wait for the log.
 func (g *gateway) streamsTo(backend record.Key, s *State, of endpointsOf) (out []Resource) {
 	for _, name := range slices.Sorted(maps.Keys(g.streams)) {
-		if st := g.streams[name]; slices.Contains(st.backends(), backend) {
+		if st := g.streams[name]; slices.Contains(st.backends(), backend) && !st.named(s) {
 			out = append(out, st.endpoints(g, s, of))
+		}
+	}
+	return out
+}
+
+// parts are the backends that the stream sends to, once each, in the order of the route.
+func (st *stream) parts() (out []record.Key) {
+	if winner := st.winner(); winner != nil {
+		for _, share := range winner.shares() {
+			if share.Backend != nil && !slices.Contains(out, *share.Backend) {
+				out = append(out, *share.Backend)
+			}
 		}
 	}
 	return out
@@ -229,33 +242,52 @@ func (st *stream) backends() []record.Key {
 // endpoints is the endpointsOf of the log.
 func (s *State) endpoints(k record.Key) (*record.Endpoints, string) { return committed(s.entries[k]) }
 
-// cluster is the stream's, and speaks TLS with those of the winner's backends whose policies say so, if TLS ended at the listener.
-func (st *stream) cluster(g *gateway, s *State) (Resource, error) {
-	out := Resource{Type: TypeCluster, Name: st.name, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
-	c := envoy.StreamCluster(st.name)
-	if winner := st.winner(); winner != nil && st.listener.tls() && st.listener.terminates() {
-		seen := map[record.Key]bool{}
-		for _, share := range winner.shares() {
-			if share.Backend == nil || seen[*share.Backend] {
-				continue
-			}
-			seen[*share.Backend] = true
-			e := s.entries[*share.Backend]
-			if b := as[record.Backend](e); b != nil && b.TLS != nil {
-				if err := envoy.StreamTLS(c, record.ClusterName(*share.Backend), upstream(b.TLS, g)); err != nil {
-					return out, err
-				}
-				out.Index = max(out.Index, e.live.Index)
-				out.Parts[0][PartID(e.key)] = e.live.form
-			}
-		}
+// resources are the stream's cluster and its endpoints; those are a part of the cluster where proxies look some of them up.
+func (st *stream) resources(g *gateway, s *State) ([]Resource, error) {
+	out, c, err := st.cluster(g, s)
+	if err != nil {
+		return nil, err
 	}
-	if g.client != "" && len(c.TransportSocketMatches) > 0 {
-		out.Uses = []string{g.client}
+	endpoints := st.endpoints(g, s, s.endpoints)
+	if st.named(s) {
+		b, err := envoy.LookUpStream(c, slices.Concat(endpoints.Bytes...))
+		out.Bytes, out.Version, out.Index = [][]byte{b}, record.Hash(b), max(out.Index, endpoints.Index)
+		maps.Copy(out.Parts[0], endpoints.Parts[0])
+		return []Resource{out}, err
 	}
 	b, err := envoy.Marshal(c)
 	out.Bytes, out.Version = [][]byte{b}, record.Hash(b)
-	return out, err
+	return []Resource{out, endpoints}, err
+}
+
+// named tells whether some of the winner's endpoints are names in DNS.
+func (st *stream) named(s *State) bool {
+	return slices.ContainsFunc(st.backends(), func(k record.Key) bool {
+		b := as[record.Backend](s.entries[k])
+		return b != nil && b.Named && st.sends(s, k)
+	})
+}
+
+// cluster is the stream's. It speaks TLS with those of the winner's backends whose policies say so, if TLS ended at the listener, and with those that say so themselves.
+func (st *stream) cluster(g *gateway, s *State) (Resource, *clusterv3.Cluster, error) {
+	out := Resource{Type: TypeCluster, Name: st.name, Index: g.live.Index, Parts: []map[string]string{{PartID(g.key): g.live.form}}}
+	c := envoy.StreamCluster(st.name)
+	for _, k := range st.parts() {
+		e := s.entries[k]
+		b := as[record.Backend](e)
+		if !st.sends(s, k) || b.TLS == nil || !b.TLS.Own && !st.listener.terminates() {
+			continue
+		}
+		if err := envoy.StreamTLS(c, record.ClusterName(k), upstream(b.TLS, g)); err != nil {
+			return out, c, err
+		}
+		out.Index = max(out.Index, e.live.Index)
+		out.Parts[0][PartID(e.key)] = e.live.form
+		if client := g.shows(b.TLS); client != "" && !slices.Contains(out.Uses, client) {
+			out.Uses = append(out.Uses, client)
+		}
+	}
+	return out, c, nil
 }
 
 // endpoints are those of the winner's backends, each a locality with its weight.
@@ -266,7 +298,7 @@ func (st *stream) endpoints(g *gateway, s *State, of endpointsOf) Resource {
 		out.Index = max(out.Index, winner.index)
 		out.Parts[0][winner.part] = winner.live.form
 		for _, share := range winner.shares() {
-			parts = addPart(parts, s.part(share, of, &out))
+			parts = addPart(parts, st.part(s, share, of, &out))
 		}
 	}
 	b := envoy.StreamAssignment(st.name, parts)
@@ -286,14 +318,14 @@ func (s *served) shares() []record.Share {
 }
 
 // part gives a share's endpoints, and notes in the resource what they were made of.
-func (s *State) part(share record.Share, of endpointsOf, out *Resource) envoy.StreamPart {
+func (st *stream) part(s *State, share record.Share, of endpointsOf, out *Resource) envoy.StreamPart {
 	if share.Backend == nil {
 		return envoy.StreamPart{Name: "refused", Weight: share.Weight}
 	}
 	part := envoy.StreamPart{Name: record.ClusterName(*share.Backend), Weight: share.Weight}
 	k := endpointsKey(*share.Backend)
 	v, hash := of(k)
-	if _, there := s.cluster(*share.Backend); !there || v == nil {
+	if !st.sends(s, *share.Backend) || v == nil {
 		return part
 	}
 	part.Assignment = v.Bytes
@@ -302,6 +334,13 @@ func (s *State) part(share record.Share, of endpointsOf, out *Resource) envoy.St
 	}
 	out.Parts[0][PartID(k)] = hash
 	return part
+}
+
+// sends tells whether the stream goes to a backend: not to one that is not served, nor to one that would be spoken TLS with within the client's own TLS, which is passed through.
+func (st *stream) sends(s *State, backend record.Key) bool {
+	_, there := s.cluster(backend)
+	b := as[record.Backend](s.entries[backend])
+	return there && !(b.TLS != nil && b.TLS.Own && st.listener.passes())
 }
 
 // addPart adds a part; to Envoy two of one name would be one of them.

@@ -23,26 +23,29 @@ const ConnectTimeout = 5 * time.Second
 // maxRetries is how many retries may be under way at once; Envoy's default of 3 makes retries fail under any load.
 const maxRetries = 1024
 
-// Cluster is a backend whose endpoints come by EDS under the same name. http2 forces HTTP/2 with prior knowledge (gRPC, h2c), else it is HTTP/1.1.
+// Cluster is a backend whose endpoints come by EDS under the same name.
 // The default circuit breakers (1,024 of each) are lifted: limits are a matter of policy, not of an accident.
-func Cluster(name string, http2 bool) (*clusterv3.Cluster, error) {
+func Cluster(name string, protocol Protocol) (*clusterv3.Cluster, error) {
 	c := edsCluster(name, clusterv3.Cluster_LEAST_REQUEST)
-	protocol := HTTP1
-	if http2 {
-		protocol = HTTP2
-	}
 	return c, speak(c, protocol)
 }
 
-// HostCluster is a backend outside the cluster, whose addresses proxies look up themselves, as often as DNS says. Each address is an endpoint. IPv4 is preferred, and
-// IPv6 taken where there is nothing else: a proxy without a way to IPv6 would fail on a part of the addresses. The name ends in a dot for DNS, or the proxy's search
-// domains could make that of a Service in another namespace of it.
+// HostCluster is a backend outside the cluster, whose addresses proxies look up themselves. Each address is an endpoint.
 func HostCluster(name, hostname string, port uint32, protocol Protocol) (*clusterv3.Cluster, error) {
 	c := edsCluster(name, clusterv3.Cluster_LEAST_REQUEST)
+	lookUp(c)
+	c.LoadAssignment = LoadAssignment(name, []Endpoint{HostEndpoint(hostname, port)})
+	return c, speak(c, protocol)
+}
+
+// HostEndpoint is an endpoint that proxies look up. Its name ends in a dot for DNS, or the proxy's search domains could make that of a Service in another namespace of it.
+func HostEndpoint(hostname string, port uint32) Endpoint { return Endpoint{hostname + ".", port} }
+
+// lookUp has proxies look up the endpoints of a cluster, as often as DNS says, where it had them by EDS. IPv4 is preferred, and IPv6 taken where there is nothing else: a proxy
+// without a way to IPv6 would fail on a part of the addresses. An endpoint that is an address already stays what it is.
+func lookUp(c *clusterv3.Cluster) {
 	c.ClusterDiscoveryType, c.EdsClusterConfig = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}, nil
 	c.DnsLookupFamily, c.RespectDnsTtl = clusterv3.Cluster_V4_PREFERRED, true
-	c.LoadAssignment = LoadAssignment(name, []Endpoint{{hostname + ".", port}})
-	return c, speak(c, protocol)
 }
 
 func speak(c *clusterv3.Cluster, protocol Protocol) error {
@@ -120,7 +123,7 @@ func httpOptions(protocol Protocol) *httpv3.HttpProtocolOptions {
 
 // Endpoint is one address of a backend.
 type Endpoint struct {
-	Address string // IP; of a HostCluster a name in DNS
+	Address string // IP; of a HostEndpoint a name in DNS
 	Port    uint32
 }
 

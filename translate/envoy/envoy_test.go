@@ -106,6 +106,18 @@ func TestRejectedByValidation(t *testing.T) {
 	}
 }
 
+func TestLookUpStream(t *testing.T) {
+	assignment := StreamAssignment("s", []StreamPart{{"a", 9, must(Marshal(LoadAssignment("a", []Endpoint{HostEndpoint("a.example", 80)})))(t)}})
+	got := &clusterv3.Cluster{}
+	if err := proto.Unmarshal(must(LookUpStream(StreamCluster("s"), assignment))(t), got); err != nil {
+		t.Fatal(err)
+	}
+	at := got.GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint().GetAddress().GetSocketAddress()
+	if got.GetType() != clusterv3.Cluster_STRICT_DNS || got.EdsClusterConfig != nil || at.GetAddress() != "a.example." {
+		t.Errorf("not a cluster of names: %v", got)
+	}
+}
+
 // TestStreamAssignment holds the splicing against the protos: parts keep their weights, and one without endpoints keeps its part by refusing it.
 func TestStreamAssignment(t *testing.T) {
 	two := must(Marshal(LoadAssignment("a", []Endpoint{{"10.0.0.1", 80}, {"10.0.0.2", 80}})))(t)
@@ -134,7 +146,7 @@ func TestStreamAssignment(t *testing.T) {
 // TestClusterTLS holds the field that is appended to a Cluster against the proto.
 func TestClusterTLS(t *testing.T) {
 	tls := BackendTLS{ServerName: "a.example", Names: []SubjectName{{URI: true, Value: "spiffe://a"}}, Trust: []byte("pem"), Client: "client"}
-	plain := must(Cluster("c", true))(t)
+	plain := must(Cluster("c", HTTP2))(t)
 	got := &clusterv3.Cluster{}
 	if err := proto.Unmarshal(append(must(Marshal(plain))(t), must(ClusterTLS(tls))(t)...), got); err != nil {
 		t.Fatal(err)
@@ -155,7 +167,7 @@ func TestEmptyAssignment(t *testing.T) {
 		t.Errorf("%d endpoints after removing duplicates, want 2", n)
 	}
 	must(Marshal(a))(t)
-	must(Cluster("c", true))(t)
+	must(Cluster("c", HTTP2))(t)
 }
 
 func must[T any](v T, err error) func(*testing.T) T {

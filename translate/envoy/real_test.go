@@ -39,10 +39,10 @@ func TestRealEnvoyAccepts(t *testing.T) {
 				must(Listener("tls", "127.0.0.1", 10443, true, []*listenerv3.FilterChain{chain}, fallback))(t),
 			},
 			Clusters: []*clusterv3.Cluster{
-				StreamCluster("stream"), must(Cluster("auto", false))(t), must(Cluster("h2", true))(t),
-				must(Cluster(CollectorCluster, true))(t),
+				StreamCluster("stream"), must(Cluster("auto", HTTP1))(t), must(Cluster("h2", HTTP2))(t),
+				must(Cluster(CollectorCluster, HTTP2))(t),
 				{Name: "xds", ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
-					LoadAssignment: LoadAssignment("xds", []Endpoint{{"127.0.0.1", 1}}), TypedExtensionProtocolOptions: must(Cluster("h2", true))(t).TypedExtensionProtocolOptions},
+					LoadAssignment: LoadAssignment("xds", []Endpoint{{"127.0.0.1", 1}}), TypedExtensionProtocolOptions: must(Cluster("h2", HTTP2))(t).TypedExtensionProtocolOptions},
 			},
 		},
 	}

@@ -28,6 +28,17 @@ func StreamCluster(name string) *clusterv3.Cluster {
 	return c
 }
 
+// LookUpStream has proxies look up the endpoints of a stream cluster, some of which are names in DNS: Envoy takes no names by EDS. It gives the marshalled cluster with its load
+// assignment, as StreamAssignment makes it; a change of endpoints is one of the cluster then.
+func LookUpStream(c *clusterv3.Cluster, assignment []byte) ([]byte, error) {
+	lookUp(c)
+	b, err := Marshal(c)
+	return appendBytes(b, clusterLoadAssignment, assignment), err
+}
+
+// clusterLoadAssignment is the field of a Cluster; TestLookUpStream holds it against the proto.
+const clusterLoadAssignment = 33
+
 // StreamPart is one backend's part of a stream cluster.
 type StreamPart struct {
 	Name       string // tells the parts of one cluster apart

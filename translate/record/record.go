@@ -275,6 +275,8 @@ type Backend struct {
 	TLS *BackendTLS `json:",omitempty"`
 	// Problem is why it is Missing where routes should say so.
 	Problem *Problem `json:",omitempty"`
+	// Named says that its endpoints, of the record of the same name, are names in DNS, which proxies look up: of a backend of streams, whose cluster is the listener's.
+	Named bool `json:",omitempty"`
 }
 
 // BackendTLS is TLS towards a backend.
@@ -283,6 +285,11 @@ type BackendTLS struct {
 	Names      []SubjectName `json:",omitempty"` // one of these must be in the certificate
 	Trust      []byte        `json:",omitempty"` // PEM of the authorities, nil = those of the proxy's system
 	Protocols  []string      `json:",omitempty"` // ALPN
+	// Own says that the backend's own object asks for TLS, not a policy: streams speak it too, wherever they come in, and of the certificate of the Gateway nothing is shown.
+	Own bool `json:",omitempty"`
+	// Client is the SDS name of the certificate that is shown, and ClientKey its record; only where Own is true. "" = none.
+	Client    string `json:",omitempty"`
+	ClientKey *Key   `json:",omitempty"`
 }
 
 // SubjectName is a subject alternative name.
@@ -298,6 +305,17 @@ type Policy struct {
 	Problems []Problem
 	// Gateways are those that a policy on Gateways names.
 	Gateways []string `json:",omitempty"`
+	// Pods are those that an XBackend sends to, nil = it selects none.
+	Pods *Pods `json:",omitempty"`
+	// Secret is the certificate that an XBackend shows, nil = none. The record of its backend names it too, where somebody uses it.
+	Secret *Key `json:",omitempty"`
+}
+
+// Pods are selected by an XBackend, in its own namespace.
+type Pods struct {
+	Labels   map[string]string // all of which they have; one at least
+	Port     int32
+	Backends []string // names of all records of backends that the XBackend may become
 }
 
 // Endpoints is the load assignment of a Backend of the same name.

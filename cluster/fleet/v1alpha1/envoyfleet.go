@@ -21,6 +21,10 @@ const (
 	Resource = "envoyfleets"
 )
 
+// LabelXBackend is on the EndpointSlices, and on the Service, of an XBackend that selects pods. Its value is the XBackend's UID; in a directory, where somebody writes the slices
+// and nobody knows a UID, it is the name.
+const LabelXBackend = Group + "/xbackend"
+
 // GroupVersion is the API group and version of this package.
 var GroupVersion = schema.GroupVersion{Group: Group, Version: Version}
 

@@ -23,7 +23,8 @@ type fleets []*provisioned
 // before it asks an API server again that was away.
 type provisioned struct {
 	cache.Indexer
-	changed func(namespace, gateway string)
+	of      func(*unstructured.Unstructured) (namespace, name string) // whom an object belongs to
+	changed func(namespace, name string)
 	once    sync.Once
 	synced  chan struct{}
 }
@@ -34,21 +35,35 @@ var _ cache.ReflectorStore = (*provisioned)(nil)
 func (i *Infrastructure) Follow(ctx context.Context, changed func(namespace, gateway string)) (fleet.View, error) {
 	var view fleets
 	for _, r := range followed() {
-		p := &provisioned{Indexer: cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{belongsTo: indexed}), changed: changed, synced: make(chan struct{})}
-		quiet := klog.Logger{} // a cluster that cannot be read is told of by its Source
-		backoff := retry
-		reflector := cache.NewReflectorWithOptions(i.listWatch(r), nil, p, cache.ReflectorOptions{Name: r.Resource, TypeDescription: r.Resource, Backoff: &backoff, Logger: &quiet})
-		go reflector.RunWithContext(klog.NewContext(ctx, quiet))
-		view = append(view, p)
+		view = append(view, i.follow(ctx, r, fleet.Selector, gatewayOf, changed))
 	}
 	for n, p := range view {
-		select {
-		case <-p.synced:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("following the %s of fleets: %w", followed()[n].Resource, ctx.Err())
+		if err := p.wait(ctx); err != nil {
+			return nil, fmt.Errorf("following the %s of fleets: %w", followed()[n].Resource, err)
 		}
 	}
 	return view, nil
+}
+
+// follow keeps a view of the objects of a kind with some labels until ctx ends.
+func (i *Infrastructure) follow(ctx context.Context, r schema.GroupVersionResource, selector string, of func(*unstructured.Unstructured) (string, string), changed func(namespace, name string)) *provisioned {
+	p := &provisioned{of: of, changed: changed, synced: make(chan struct{})}
+	p.Indexer = cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{belongsTo: p.indexed})
+	quiet := klog.Logger{} // a cluster that cannot be read is told of by its Source
+	backoff := retry
+	reflector := cache.NewReflectorWithOptions(i.listWatch(r, selector), nil, p, cache.ReflectorOptions{Name: r.Resource, TypeDescription: r.Resource, Backoff: &backoff, Logger: &quiet})
+	go reflector.RunWithContext(klog.NewContext(ctx, quiet))
+	return p
+}
+
+// wait returns when the view is complete.
+func (p *provisioned) wait(ctx context.Context) error {
+	select {
+	case <-p.synced:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func followed() []schema.GroupVersionResource {
@@ -59,32 +74,36 @@ func followed() []schema.GroupVersionResource {
 	return out
 }
 
-func (i *Infrastructure) listWatch(r schema.GroupVersionResource) cache.ListerWatcher {
+func (i *Infrastructure) listWatch(r schema.GroupVersionResource, selector string) cache.ListerWatcher {
 	client := i.client.Resource(r)
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.LabelSelector = fleet.Selector
+			o.LabelSelector = selector
 			return client.List(ctx, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.LabelSelector = fleet.Selector
+			o.LabelSelector = selector
 			return client.Watch(ctx, o)
 		},
 	}
 }
 
-func indexed(o any) ([]string, error) {
+func gatewayOf(u *unstructured.Unstructured) (namespace, name string) {
+	return fleet.Object(u.Object).GatewayOf()
+}
+
+func (p *provisioned) indexed(o any) ([]string, error) {
 	u, ok := o.(*unstructured.Unstructured)
 	if !ok {
 		return nil, nil
 	}
-	namespace, name := fleet.Object(u.Object).GatewayOf()
+	namespace, name := p.of(u)
 	return []string{namespace + "/" + name}, nil
 }
 
 func (p *provisioned) tell(o any) {
 	if u, ok := o.(*unstructured.Unstructured); ok {
-		p.changed(fleet.Object(u.Object).GatewayOf())
+		p.changed(p.of(u))
 	}
 }
 
@@ -126,18 +145,27 @@ func (p *provisioned) Replace(list []any, version string) error {
 	return err
 }
 
+// belonging gives what belongs to somebody.
+func (p *provisioned) belonging(namespace, name string) []*unstructured.Unstructured {
+	objects, err := p.ByIndex(belongsTo, namespace+"/"+name)
+	if err != nil { // the index is there: follow made it
+		return nil
+	}
+	var out []*unstructured.Unstructured
+	for _, o := range objects {
+		if u, ok := o.(*unstructured.Unstructured); ok {
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
 // Of implements fleet.View.
 func (f fleets) Of(namespace, gateway string) []fleet.Object {
 	var out []fleet.Object
 	for _, p := range f {
-		objects, err := p.ByIndex(belongsTo, namespace+"/"+gateway)
-		if err != nil { // the index is there: Follow made it
-			continue
-		}
-		for _, o := range objects {
-			if u, ok := o.(*unstructured.Unstructured); ok {
-				out = append(out, u.Object)
-			}
+		for _, u := range p.belonging(namespace, gateway) {
+			out = append(out, u.Object)
 		}
 	}
 	return out
@@ -153,7 +181,7 @@ func (f fleets) Gateways() [][2]string {
 			if !ok {
 				continue
 			}
-			namespace, name := fleet.Object(u.Object).GatewayOf()
+			namespace, name := gatewayOf(u)
 			if id := [2]string{namespace, name}; !seen[id] {
 				seen[id] = true
 				out = append(out, id)

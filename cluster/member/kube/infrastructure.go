@@ -15,6 +15,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/enroll"
 	"github.com/fleetgate/fleetgate/cluster/fleet"
+	"github.com/fleetgate/fleetgate/cluster/headless"
 )
 
 // Infrastructure is what Fleetgate makes in a member cluster, and what it asks of it about pods. Objects are applied and watched as they are, without Go types: what is
@@ -24,7 +25,10 @@ type Infrastructure struct {
 	client dynamic.Interface
 }
 
-var _ fleet.Cluster = (*Infrastructure)(nil)
+var (
+	_ fleet.Cluster    = (*Infrastructure)(nil)
+	_ headless.Cluster = (*Infrastructure)(nil)
+)
 
 // NewInfrastructure does not connect before it is asked for something.
 func NewInfrastructure(c Config) (*Infrastructure, error) {
@@ -39,7 +43,7 @@ var (
 	pods         = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	tokenReviews = schema.GroupVersionResource{Group: "authentication.k8s.io", Version: "v1", Resource: "tokenreviews"}
 	applyOptions = metav1.PatchOptions{FieldManager: fleet.ManagedBy, Force: new(true)}
-	belongsTo    = "gateway" // index by namespace and Gateway
+	belongsTo    = "owner" // index by namespace and name of the Gateway or XBackend
 	errNotByUs   = errors.New("it is there already and was not made by Fleetgate: rename it, or the Gateway")
 )
 
