@@ -268,7 +268,7 @@ func (w *world) make(kind string) Object {
 		o.Name = pick(r, "v1", "v2")
 		o.Spec = gatewayxv1alpha1.BackendSpec{Type: pick(r, gatewayxv1alpha1.BackendTypeExternalHostname, gatewayxv1alpha1.BackendTypeEndpointSelector), Protocol: maybe(r, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP, gatewayxv1alpha1.BackendProtocolHTTP11, gatewayxv1alpha1.BackendProtocolGRPC, gatewayxv1alpha1.BackendProtocolTCP, gatewayxv1alpha1.BackendProtocolTCP),
 			Port: gatewayxv1alpha1.BackendPort{Number: pick[gatewayxv1alpha1.PortNumber](r, 80, 443)}, ExternalHostname: &gatewayxv1alpha1.ExternalHostnameBackend{Hostname: pick[gatewayv1.PreciseHostname](r, "a.example", "a.example", "a.example", "a.localhost", "10.0.0.1")}}
-		if r.IntN(4) > 0 {
+		if r.IntN(2) == 0 {
 			o.Spec.TLS = &gatewayxv1alpha1.BackendTLS{Mode: pick(r, gatewayxv1alpha1.BackendTLSModeServerOnly, gatewayxv1alpha1.BackendTLSModeServerOnly, gatewayxv1alpha1.BackendTLSModeClientAndServer),
 				ClientCertificateRef: maybe(r, gatewayv1.SecretObjectReference{Name: pick[gatewayv1.ObjectName](r, "s1", "s2"), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Kind: maybe[gatewayv1.Kind](r, "Secret", "Secret", "Bucket")}),
 				Validation: pick(r, &gatewayv1.BackendTLSPolicyValidation{Hostname: "s.example", WellKnownCACertificates: new(gatewayv1.WellKnownCACertificatesSystem)},
@@ -278,7 +278,9 @@ func (w *world) make(kind string) Object {
 			o.Spec.ExternalHostname, o.Spec.EndpointSelector = nil, &gatewayxv1alpha1.EndpointSelectorBackend{}
 			o.Spec.EndpointSelector.MatchLabels = pick(r, map[gatewayv1.LabelKey]gatewayv1.LabelValue{"app": "a"}, map[gatewayv1.LabelKey]gatewayv1.LabelValue{"app": "a"}, map[gatewayv1.LabelKey]gatewayv1.LabelValue{"app": "-"}, nil)
 		}
-		o.Spec.SessionPersistence = maybe(r, gatewayv1.SessionPersistence{Cookie: &gatewayv1.CookieConfig{Name: maybe[gatewayv1.CookieName](r, "sid")}}, gatewayv1.SessionPersistence{AbsoluteTimeout: new(gatewayv1.Duration("1h"))})
+		if r.IntN(4) == 0 {
+			o.Spec.SessionPersistence = maybe(r, gatewayv1.SessionPersistence{Cookie: &gatewayv1.CookieConfig{Name: maybe[gatewayv1.CookieName](r, "sid")}}, gatewayv1.SessionPersistence{AbsoluteTimeout: new(gatewayv1.Duration("1h"))})
+		}
 	case *gatewayxv1alpha1.XBackendTrafficPolicy:
 		w.traffic(o)
 	case *gatewayxv1alpha1.XTelemetryPolicy:
@@ -510,7 +512,7 @@ func (w *world) modifier() *gatewayv1.HTTPPathModifier {
 
 func (w *world) backend() gatewayv1.BackendRef {
 	r := w.r
-	if r.IntN(12) == 0 {
+	if r.IntN(8) == 0 {
 		return gatewayv1.BackendRef{BackendObjectReference: gatewayv1.BackendObjectReference{
 			Group: new(gatewayv1.Group(gatewayxv1alpha1.GroupName)), Kind: new(gatewayv1.Kind(kindXBackend)), Namespace: maybe[gatewayv1.Namespace](r, "a", "b"), Name: pick[gatewayv1.ObjectName](r, "v1", "v2"), Port: maybe[int32](r, 80)}}
 	}
