@@ -47,7 +47,7 @@ const (
 )
 
 // TestMeasureEveryFieldCounts walks the schema of every kind in both channels: for each field, some valid object that differs from another in nothing but that
-// field must change a byte of what proxies are sent, a condition, or how the fleet is run. A field that does not is neither translated nor refused.
+// field must change a byte of what proxies are sent, a condition, how the fleet is run, or which pods Kubernetes finds. A field that does not is neither translated nor refused.
 func TestMeasureEveryFieldCounts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: the walk takes a minute")
@@ -444,7 +444,7 @@ func (st *stage) ofSubject(d *definition) string {
 	return st.said(true)[d.kind+" "+d.home()+"/subject"]
 }
 
-// outcome is all that a world comes to with a subject: what proxies are sent, what statuses say, how fleets are run.
+// outcome is all that a world comes to with a subject: what proxies are sent, what statuses say, how fleets are run, which pods are to be found.
 func (st *stage) outcome(o translate.Object) string {
 	if _, err := st.apply(event(st.kind, o, false)); err != nil {
 		st.t.Fatalf("%v\nby\n%s", err, toYAML(o))
@@ -458,6 +458,11 @@ func (st *stage) outcome(o translate.Object) string {
 	for _, k := range st.state.Gateways() {
 		in, _ := st.state.Infrastructure(k)
 		fmt.Fprintf(&out, "%v %+v %+v\n", k, in.Ports, toYAML(in.Asked))
+	}
+	for _, k := range st.state.Selections() {
+		if pods, _ := st.state.Selection(k); pods != nil {
+			fmt.Fprintf(&out, "%v %v\n", k, toYAML(pods.Pods))
+		}
 	}
 	said := st.said(true)
 	for _, id := range slices.Sorted(maps.Keys(said)) {
