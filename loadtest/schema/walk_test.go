@@ -72,6 +72,7 @@ func TestMeasureEveryFieldCounts(t *testing.T) {
 
 // honoured are the fields of the experimental channel, of kinds that the standard one has, that are translated, with those below them. All others are refused.
 var honoured = map[string]bool{
+	"Gateway spec/addresses/routability":                    true,
 	"Gateway spec/defaultScope":                             true,
 	"HTTPRoute spec/useDefaultGateways":                     true,
 	"GRPCRoute spec/useDefaultGateways":                     true,
