@@ -37,6 +37,10 @@ func (r *ruleCompiler) decide() *action {
 	if a.redirect == nil {
 		a.shares = r.forward()
 	}
+	if err := a.checkAuths(); err != nil {
+		r.refuse("UnsupportedValue", err.Error())
+		ok = false
+	}
 	if err := r.pinShares(a.shares); err != nil {
 		r.refuse("UnsupportedValue", err.Error())
 		ok = false

@@ -17,28 +17,40 @@ import (
 
 // readExternalAuth adds a server that has to allow the request.
 func readExternalAuth(r *ruleCompiler, f *gatewayv1.HTTPRouteFilter, a *action) (reason string, err error) {
-	if f.ExternalAuth == nil {
-		return "UnsupportedValue", errors.New("an ExternalAuth without content: fill it in or remove it")
+	auth, server, problem := resolveAuthorization(r.view, r.spec.object, f.ExternalAuth)
+	if problem != nil {
+		return problem.Reason, errors.New(problem.Message)
 	}
-	auth, err := authorization(f.ExternalAuth)
+	r.use(server)
+	a.auths = append(a.auths, auth)
+	return "", nil
+}
+
+// resolveAuthorization reads a filter of an object, with the server that it names.
+func resolveAuthorization(v *view, from record.Object, in *gatewayv1.HTTPExternalAuthFilter) (auth envoy.Authorization, server record.Key, problem *record.Problem) {
+	refuse := func(err error) (envoy.Authorization, record.Key, *record.Problem) {
+		p := accepted("UnsupportedValue", err.Error())
+		return auth, server, &p
+	}
+	if in == nil {
+		return refuse(errors.New("an ExternalAuth without content: fill it in or remove it"))
+	}
+	auth, err := authorization(in)
 	if err != nil {
-		return "UnsupportedValue", err
+		return refuse(err)
 	}
 	consumer := consumerAuto
 	if auth.GRPC {
 		consumer = consumerH2
 	}
-	key, problem := resolveBackend(r.view, r.spec.object, f.ExternalAuth.BackendRef, consumer)
-	if problem != nil {
-		return problem.Reason, errors.New(problem.Message)
+	if server, problem = resolveBackend(v, from, in.BackendRef, consumer); problem != nil {
+		return auth, server, problem
 	}
-	auth.Cluster, auth.Authority = record.ClusterName(key), serviceOfKey(key)+"."+key.Namespace
-	if _, err := envoy.Authorize([]envoy.Authorization{auth}); err != nil {
-		return "UnsupportedValue", err
+	auth.Cluster, auth.Authority = record.ClusterName(server), serviceOfKey(server)+"."+server.Namespace
+	if _, err := envoy.Authorize(auth); err != nil {
+		return refuse(err)
 	}
-	r.use(key)
-	a.auths = append(a.auths, auth)
-	return "", nil
+	return auth, server, nil
 }
 
 // authorization reads all but where the server is.
@@ -75,6 +87,20 @@ func authorization(in *gatewayv1.HTTPExternalAuthFilter) (out envoy.Authorizatio
 	return out, nil
 }
 
+// checkAuths: a request passes no more servers than there are slots for. Those of a rule come first, then those of the backend that it goes to.
+func (a *action) checkAuths() error {
+	most := len(a.auths)
+	for _, s := range a.shares {
+		if s.own != nil {
+			most = max(most, len(a.auths)+len(s.own.auths))
+		}
+	}
+	if most > envoy.RouteSlots {
+		return fmt.Errorf("%d filters ExternalAuth for one request are not supported: use at most %d", most, envoy.RouteSlots)
+	}
+	return nil
+}
+
 // headerList reads names of headers, in lower case.
 func headerList(field string, names []string) (out []string, err error) {
 	for _, n := range names {
@@ -106,12 +132,12 @@ func (a *action) perFilter() map[string]*anypb.Any {
 	if a.cors != nil {
 		out[envoy.CORSFilter] = a.cors
 	}
-	if len(a.auths) > 0 {
-		packed, err := envoy.Authorize(a.auths)
+	for i, auth := range a.auths {
+		packed, err := envoy.Authorize(auth)
 		if err != nil {
 			panic(err)
 		}
-		out[envoy.RouteFilters] = packed
+		out[envoy.RouteSlot(i)] = packed
 	}
 	return out
 }

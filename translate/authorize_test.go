@@ -83,6 +83,11 @@ spec:
     - {type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {}}}
     - {type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {}, forwardBody: {maxSize: 8}}}
     backendRefs: [{name: web, port: 80}]
+  - matches: [{path: {value: /twice}}]
+    filters:
+    - {type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {}}}
+    - {type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: grpc, port: 80}, grpc: {}}}
+    backendRefs: [{name: web, port: 80}]
   - {matches: [{path: {value: /moved}}], filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {}}}, {type: RequestRedirect, requestRedirect: {hostname: to.example}}]}
   - {matches: [{path: {value: /backend}}], backendRefs: [{name: web, port: 80, filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {}}}]}]}
   - {matches: [{path: {value: /idle}}], filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: none, port: 80}, http: {}}}], backendRefs: [{name: web, port: 80}]}
@@ -127,6 +132,9 @@ func TestRealEnvoyAsksForAuthorization(t *testing.T) {
 		{"GET /few x-token:1 x-other:2", `200 x-saw=other=""`},
 		{"POST /both |12345678", "200 body=12345678;"},
 		{"POST /both |123456789", "413 !web"},
+		{"GET /twice x-token:1 x-other:2", `200 x-saw=other="2"`},
+		{"GET /twice/deny x-token:1", "401 auth~GET !web"},
+		{"GET /twice", "401 !web"},
 		{"GET /moved", "302 location=http://to.example"},
 		{"GET /moved/deny", "401"},
 		{"GET /backend", "200 x-user=ana"},

@@ -27,8 +27,9 @@ func SupportedFeatures(experimental, trustBundles bool) []gatewayv1.SupportedFea
 // clusterTrustBundle is claimed for both that may name such authorities: the validation of clients by a Gateway, and BackendTLSPolicy.
 const clusterTrustBundle = "ClusterTrustBundle"
 
-// experiments are the features of the experimental channel that are honoured, as their GEPs name them: version 1.7 of the suite does not test these yet.
+// experiments are the features of the experimental channel that are honoured, as their GEPs name them: version 1.7 of the suite has no test of these yet.
 var experiments = []string{
+	"GatewayListenerFilters",                                 // GEP-5224
 	"GRPCRouteDefaultGateway",                                // GEP-3793
 	"GRPCRouteSessionPersistence",                            // GEP-1619
 	"GRPCRouteSessionPersistenceHeader",                      // GEP-1619

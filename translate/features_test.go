@@ -21,7 +21,6 @@ func TestTrustBundlesAreClaimedWhereTheyAreServed(t *testing.T) {
 
 // TestFeaturesAreThoseOfTheModule: a misspelled feature is never tested by anybody, and one that a new version brings is decided about, not forgotten.
 func TestFeaturesAreThoseOfTheModule(t *testing.T) {
-	refused := []string{"GatewayListenerFilters"}
 	names := func(f gatewayv1.SupportedFeature) string { return string(f.Name) }
 	for _, all := range [][]gatewayv1.SupportedFeature{SupportedFeatures(false, true), SupportedFeatures(true, true)} {
 		if len(all) > 64 || !slices.IsSortedFunc(all, func(a, b gatewayv1.SupportedFeature) int { return strings.Compare(names(a), names(b)) }) {
@@ -32,12 +31,12 @@ func TestFeaturesAreThoseOfTheModule(t *testing.T) {
 	for f := range upstream.AllFeatures {
 		name := string(f.Name)
 		known[name] = true
-		if mesh := len(name) > 3 && name[:4] == "Mesh"; mesh || slices.Contains(refused, name) || slices.ContainsFunc(SupportedFeatures(true, true), func(o gatewayv1.SupportedFeature) bool { return names(o) == name }) {
+		if mesh := len(name) > 3 && name[:4] == "Mesh"; mesh || slices.ContainsFunc(SupportedFeatures(true, true), func(o gatewayv1.SupportedFeature) bool { return names(o) == name }) {
 			continue
 		}
-		t.Errorf("%s is neither honoured nor refused", name)
+		t.Errorf("%s is not honoured", name)
 	}
-	for _, f := range append(slices.Clone(features), refused...) {
+	for _, f := range features {
 		if !known[f] {
 			t.Errorf("%s is no feature of this version of the Gateway API", f)
 		}

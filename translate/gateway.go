@@ -77,6 +77,11 @@ func refsOfListeners(listeners []record.Listener) []record.Key {
 	var out []record.Key
 	for _, l := range listeners {
 		out = append(out, l.SecretKeys...)
+		if l.Filters != nil {
+			for _, f := range l.Filters.Run {
+				out = append(out, withEndpoints(f.Backend)...)
+			}
+		}
 	}
 	return out
 }
@@ -151,9 +156,7 @@ func compileListener(v *view, owner record.Object, l *gatewayv1.Listener) record
 	if !ok {
 		out.Problems = append(out.Problems, accepted("UnsupportedProtocol", fmt.Sprintf("protocol %s is not supported: use HTTP, HTTPS, TLS, TCP or UDP", l.Protocol)))
 	}
-	if l.Filters != nil && len(l.Filters.Requests) > 0 {
-		out.Problems = append(out.Problems, accepted("UnsupportedValue", "listener filters are not supported, and nothing is served without them: remove filters"))
-	}
+	compileFilters(v, owner, l, &out)
 	var problems []record.Problem
 	out.Kinds, problems = routeKinds(l.AllowedRoutes, supported)
 	out.Problems = append(out.Problems, problems...)

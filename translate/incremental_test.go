@@ -63,7 +63,7 @@ var reached = []string{
 	"-preflight", "retryPolicy:", "retriableStatusCodes:", "grpc: {}", "weightedClusters:", "name: invalid", "directResponse:", "http2ProtocolOptions:", "httpProtocolOptions:",
 	"requestHeadersToAdd:", "responseHeadersToAdd:", "requestHeadersToRemove:", "timeout: 10s", "portValue:", "Selector: ", "SectionName:", "Hostnames:",
 	"sessionPersistence: ", "stateful_session", "ext_authz", "trust ", "policy ", "ServerName:", "NoValidCACertificate", "Conflicted", "TargetNotFound", "UnsupportedProtocol", "Stream:", "Passthrough: true", "/80/tcp", "/80/udp", "a second rule", "listenerset ", "InvalidCACertificateRef", "InvalidCACertificateKind", "InvalidClientCertificateRef", "ClientKey:", "AllowedListeners:",
-	"listener filters", "ExternalName", "filter ExternalAuth: ", "Scope: All", "is not valid: use a DNS name", "program", "missing closing",
+	"InvalidListenerFilter\n", "InvalidListenerFilterRef", "filters.requests[1]", "Run:", "ExternalName", "filter ExternalAuth: ", "Scope: All", "is not valid: use a DNS name", "program", "missing closing",
 	"/XBackend:v1/0/auto", "/XBackend:v1/0/tcp", "Named: true", "Own: true", "Client: c1/", "Pods:", "NoEndpoints", "needs endpoints", "needs a certificate", "is empty, and all pods", "a route of streams cannot see to", "protocol TCP", "STRICT_DNS", "is the proxy itself", "is not accepted", "has no spec.trustBundle", "Tracing:", "is no share", "attributeKey weather", "retryBudget:", "is no rate", "is no percentage", "of an XBackendTrafficPolicy is deprecated",
 }
 
@@ -391,7 +391,7 @@ func (w *world) listener() gatewayv1.Listener {
 		Protocol: pick(r, gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.TLSProtocolType, gatewayv1.UDPProtocolType, "SCTP"),
 	}
 	if r.IntN(8) == 0 {
-		l.Filters = &gatewayv1.ListenerFilters{Requests: some(r, 1, func() gatewayv1.ListenerFilter { return gatewayv1.ListenerFilter{} })}
+		l.Filters = &gatewayv1.ListenerFilters{Requests: some(r, 2, w.listenerFilter)}
 	}
 	if r.IntN(4) > 0 {
 		l.TLS = &gatewayv1.ListenerTLSConfig{Mode: maybe(r, gatewayv1.TLSModeTerminate, gatewayv1.TLSModeTerminate, gatewayv1.TLSModePassthrough), CertificateRefs: some(r, 2, w.certificate)}
@@ -472,6 +472,11 @@ func (w *world) match() gatewayv1.HTTPRouteMatch {
 			return gatewayv1.HTTPQueryParamMatch{Type: maybe(r, gatewayv1.QueryParamMatchExact, gatewayv1.QueryParamMatchRegularExpression), Name: pick[gatewayv1.HTTPHeaderName](r, "q", "Q"), Value: pick(r, "v", "(")}
 		}),
 	}
+}
+
+func (w *world) listenerFilter() gatewayv1.ListenerFilter {
+	f := w.filter()
+	return gatewayv1.ListenerFilter{Type: pick(w.r, gatewayv1.ListenerFilterExternalAuth, gatewayv1.ListenerFilterExternalAuth, gatewayv1.ListenerFilterExternalAuth, gatewayv1.ListenerFilterExtensionRef, "Other"), ExternalAuth: f.ExternalAuth, ExtensionRef: f.ExtensionRef}
 }
 
 func (w *world) filter() gatewayv1.HTTPRouteFilter {

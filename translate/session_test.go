@@ -152,7 +152,11 @@ func setCookie(t *testing.T, url string) string {
 // get sends a request without following redirects or keeping the connection, and gives the answer with its body.
 func get(t *testing.T, req *http.Request) (*http.Response, string) {
 	t.Helper()
-	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // what is answered is asked, not who answers
+	return roundTrip(t, &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, req) //nolint:gosec // what is answered is asked, not who answers
+}
+
+func roundTrip(t *testing.T, transport *http.Transport, req *http.Request) (*http.Response, string) {
+	t.Helper()
 	res, err := transport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,46 +41,58 @@ type rig struct {
 	t     *testing.T
 	ports map[string]string
 	state *assemble.State
+
+	snapshots cache.SnapshotCache
+	version   int // of the snapshot
 }
 
 // run compiles and assembles manifests and has the real Envoy serve them, by ADS from go-control-plane's server; more is more of its bootstrap.
 func run(t *testing.T, manifests string, more ...string) *rig {
 	t.Helper()
-	r := &rig{t: t, ports: map[string]string{}}
-	r.assemble(manifests)
-	kinds := []struct {
-		url  string
-		make func() types.Resource
-	}{
-		assemble.TypeSecret:    {resource.SecretType, func() types.Resource { return &tlsv3.Secret{} }},
-		assemble.TypeCluster:   {resource.ClusterType, func() types.Resource { return &clusterv3.Cluster{} }},
-		assemble.TypeEndpoints: {resource.EndpointType, func() types.Resource { return &endpointv3.ClusterLoadAssignment{} }},
-		assemble.TypeListener:  {resource.ListenerType, func() types.Resource { return &listenerv3.Listener{} }},
-		assemble.TypeRoute:     {resource.RouteType, func() types.Resource { return &routev3.RouteConfiguration{} }},
-	}
-	all := map[resource.Type][]types.Resource{}
-	for _, one := range r.state.Resources("c1/shop/gw") {
-		m := kinds[one.Type].make()
-		if err := proto.Unmarshal(slices.Concat(one.Bytes...), m); err != nil {
-			t.Fatal(err)
-		}
-		all[kinds[one.Type].url] = append(all[kinds[one.Type].url], m)
-	}
-	snapshot, err := cache.NewSnapshot("1", all)
-	if err != nil {
-		t.Fatal(err)
-	}
-	snapshots := cache.NewSnapshotCache(true, cache.IDHash{}, nil)
-	if err := snapshots.SetSnapshot(t.Context(), "n", snapshot); err != nil {
-		t.Fatal(err)
-	}
-	startProxy(t, serveSnapshots(t, snapshots), more...)
+	r := &rig{t: t, ports: map[string]string{}, snapshots: cache.NewSnapshotCache(true, cache.IDHash{}, nil)}
+	all := r.serve(manifests)
+	startProxy(t, serveSnapshots(t, r.snapshots), more...)
 	for _, m := range all[resource.ListenerType] {
 		if at := m.(*listenerv3.Listener).Address.GetSocketAddress(); at.Protocol == corev3.SocketAddress_TCP {
 			awaitListener(t, fmt.Sprintf("127.0.0.1:%d", at.GetPortValue()))
 		}
 	}
 	return r
+}
+
+var snapshotKinds = []struct {
+	url  string
+	make func() types.Resource
+}{
+	assemble.TypeSecret:    {resource.SecretType, func() types.Resource { return &tlsv3.Secret{} }},
+	assemble.TypeCluster:   {resource.ClusterType, func() types.Resource { return &clusterv3.Cluster{} }},
+	assemble.TypeEndpoints: {resource.EndpointType, func() types.Resource { return &endpointv3.ClusterLoadAssignment{} }},
+	assemble.TypeListener:  {resource.ListenerType, func() types.Resource { return &listenerv3.Listener{} }},
+	assemble.TypeRoute:     {resource.RouteType, func() types.Resource { return &routev3.RouteConfiguration{} }},
+}
+
+// serve makes what manifests come to the next snapshot, and gives it.
+func (r *rig) serve(manifests string) map[resource.Type][]types.Resource {
+	r.t.Helper()
+	r.assemble(manifests)
+	all := map[resource.Type][]types.Resource{}
+	for _, one := range r.state.Resources("c1/shop/gw") {
+		kind := snapshotKinds[one.Type]
+		m := kind.make()
+		if err := proto.Unmarshal(slices.Concat(one.Bytes...), m); err != nil {
+			r.t.Fatal(err)
+		}
+		all[kind.url] = append(all[kind.url], m)
+	}
+	r.version++
+	snapshot, err := cache.NewSnapshot(strconv.Itoa(r.version), all)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.snapshots.SetSnapshot(r.t.Context(), "n", snapshot); err != nil {
+		r.t.Fatal(err)
+	}
+	return all
 }
 
 // awaitListener returns when a worker accepts connections.

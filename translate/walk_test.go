@@ -27,7 +27,7 @@ var told = map[string]string{
 }
 
 // refused are the fields that are not honoured, with all that is below them: that they are there at all is told by a condition.
-var refused = []string{".extensionRef", ".options.{}", "listeners[].filters", "XBackendTrafficPolicy.sessionPersistence"}
+var refused = []string{".extensionRef", ".options.{}", "XBackendTrafficPolicy.sessionPersistence"}
 
 // refusedPart gives the part of a path that is refused as a whole.
 func refusedPart(path string) (string, bool) {

@@ -110,6 +110,12 @@ var seeds = sync.OnceValues(func() (map[string][]map[string]any, error) {
 		}
 		out["Gateway"] = append(out["Gateway"], slices.Repeat([]map[string]any{spec}, written/2)...) // half of all Gateways have a listener of each protocol
 	}
+	passing := &gatewayv1.ListenerSetSpec{ParentRef: gatewayv1.ParentGatewayReference{Name: gatewayv1.ObjectName(gateways[0])}, Listeners: []gatewayv1.ListenerEntry{gatewayv1.ListenerEntry(gateway("a", gateways[0]).Spec.Listeners[2])}}
+	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(passing)
+	if err != nil {
+		return nil, err
+	}
+	out["ListenerSet"] = append(out["ListenerSet"], slices.Repeat([]map[string]any{spec}, len(out["ListenerSet"]))...) // half of all ListenerSets let TLS pass
 	for _, log := range []map[string]any{{"type": "Text", "format": formats[0]}, {"type": "JSON", "fields": map[string]any{"app": formats[0]}}, {"type": "OTLP", "collector": "collector.example:4317", "fields": map[string]any{"team": formats[0]}}} {
 		out["EnvoyFleet"] = append(out["EnvoyFleet"], slices.Repeat([]map[string]any{{"accessLog": log}}, 3)...)
 	}

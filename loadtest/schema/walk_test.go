@@ -74,6 +74,8 @@ func TestMeasureEveryFieldCounts(t *testing.T) {
 var honoured = map[string]bool{
 	"Gateway spec/addresses/routability":                    true,
 	"Gateway spec/defaultScope":                             true,
+	"Gateway spec/listeners/filters":                        true,
+	"ListenerSet spec/listeners/filters":                    true,
 	"HTTPRoute spec/useDefaultGateways":                     true,
 	"GRPCRoute spec/useDefaultGateways":                     true,
 	"TLSRoute spec/useDefaultGateways":                      true,

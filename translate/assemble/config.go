@@ -45,9 +45,12 @@ type config struct {
 	members  map[record.Key]*member
 	pieces   [pieces]piece
 	shares   [pieces]share
-	backends map[record.Key]int // how many members use it
-	owner    live               // the Gateway's content
+	backends map[record.Key]int // how many members, and filters of listeners, use it
+	owners   map[string]live    // by part id: the Gateway's content, and those of ListenerSets whose listeners have filters
 	resource Resource           // as of the last flush
+
+	guard   *guard                     // what all hosts run that say nothing else
+	guardOf func(domain string) *guard // nil = no listener has filters
 
 	dirtyHosts  []*host
 	dirtyShares []*share
@@ -64,7 +67,7 @@ type piece struct {
 
 // share is some routes of a configuration. Its parts are never changed, only replaced.
 type share struct {
-	owner   string // part id of the Gateway where that is in this share
+	owners  []string // part ids of the configuration's owners that are in this share
 	members map[*member]struct{}
 	parts   map[string]string
 	index   uint64 // the highest of its members
@@ -78,23 +81,32 @@ type member struct {
 	latest uint64 // the route's index as of now; the route itself is shared with other configurations and never changed
 }
 
-// newConfig makes a configuration with the hosts that answer a status.
-func newConfig(name, variant string, statuses map[string]uint32, owner live, part string) *config {
-	c := &config{
+func newConfig(name, variant string) *config {
+	return &config{
 		name:      name,
 		variant:   variant,
 		hosts:     map[string]*host{},
 		members:   map[record.Key]*member{},
 		backends:  map[record.Key]int{},
-		owner:     owner,
+		owners:    map[string]live{},
 		dirtyUses: map[record.Key]bool{},
 	}
+}
+
+// own notes that the configuration itself is made of a record.
+func (c *config) own(part string, content live) {
+	if _, there := c.owners[part]; !there {
+		s := c.share(part)
+		s.owners = append(s.owners, part)
+	}
+	c.owners[part] = content
+}
+
+// answer makes the hosts that answer a status where no route is there.
+func (c *config) answer(statuses map[string]uint32) {
 	for d, status := range statuses {
 		c.host(d).status = status
 	}
-	s := c.share(part)
-	s.owner = part
-	return c
 }
 
 // pieceOf tells in which piece a name is. It depends on nothing but the name, so that all replicas cut alike.
@@ -108,6 +120,7 @@ func (c *config) host(domain string) *host {
 	h := c.hosts[domain]
 	if h == nil {
 		h = &host{domain: domain, piece: pieceOf(domain)}
+		c.guards(h)
 		c.hosts[domain] = h
 		c.soil(h)
 	}
@@ -278,6 +291,9 @@ func (p *piece) flush() {
 // joined lists the pieces that make the message, with a hash over their hashes.
 func (c *config) joined() (bytes [][]byte, version string) {
 	head := envoy.RouteConfigurationHead(c.name)
+	if filters := c.guard.runs(); filters != nil {
+		head = append(head, envoy.ConfigurationFilters(filters)...)
+	}
 	bytes, hashes := append(make([][]byte, 0, pieces+1), head), slices.Clone(head)
 	for i := range c.pieces {
 		if p := &c.pieces[i]; len(p.hosts) > 0 {
@@ -291,7 +307,7 @@ func (c *config) joined() (bytes [][]byte, version string) {
 // flushShares remakes the shares that changed; it gives the parts of all and the highest index.
 func (c *config) flushShares() (parts []map[string]string, index uint64) {
 	for _, s := range c.dirtyShares {
-		s.flush(c.owner)
+		s.flush(c.owners)
 	}
 	c.dirtyShares = nil
 	for i := range c.shares {
@@ -302,10 +318,10 @@ func (c *config) flushShares() (parts []map[string]string, index uint64) {
 	return parts, index
 }
 
-func (s *share) flush(owner live) {
-	s.parts, s.index, s.dirty = make(map[string]string, len(s.members)+1), 0, false
-	if s.owner != "" {
-		s.parts[s.owner], s.index = owner.form, owner.Index
+func (s *share) flush(owners map[string]live) {
+	s.parts, s.index, s.dirty = make(map[string]string, len(s.members)+len(s.owners)), 0, false
+	for _, part := range s.owners {
+		s.parts[part], s.index = owners[part].form, max(s.index, owners[part].Index)
 	}
 	for m := range s.members {
 		s.parts[m.part], s.index = m.hash(), max(s.index, m.latest)

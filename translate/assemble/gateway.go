@@ -96,6 +96,7 @@ func (g *gateway) buildListeners(s *State, withheld string) {
 			g.clients[l.Port] = s.clientsOf(g, l.Port)
 		}
 		l.validate(g.clients[l.Port])
+		l.guarded(s)
 	}
 	if withheld != "" {
 		refuse(g.of(nil), withheld)
@@ -164,7 +165,10 @@ func (g *gateway) configOf(l *listener) *config {
 	name := configName(g.fleet, l)
 	c := g.configs[name]
 	if c == nil {
-		c = newConfig(name, variantKey(l), statuses(g.listeners, l), g.live, PartID(g.key))
+		c = newConfig(name, variantKey(l))
+		c.own(PartID(g.key), g.live)
+		c.protect(l, g.listeners)
+		c.answer(statuses(g.listeners, l))
 		g.configs[name] = c
 	}
 	return c
@@ -172,7 +176,9 @@ func (g *gateway) configOf(l *listener) *config {
 
 // sameShape tells whether what routes attach to is the same.
 func (g *gateway) sameShape(h *gateway) bool {
-	return g.live.same(h.live) && slices.EqualFunc(g.sets, h.sets, (*listenerSet).same) && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool { return a.served() == b.served() })
+	return g.live.same(h.live) && slices.EqualFunc(g.sets, h.sets, (*listenerSet).same) && slices.EqualFunc(g.listeners, h.listeners, func(a, b *listener) bool {
+		return a.served() == b.served() && a.answers() == b.answers()
+	})
 }
 
 // renew takes over what may differ in a Gateway of the same shape.

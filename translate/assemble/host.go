@@ -14,6 +14,8 @@ type host struct {
 	status  uint32  // answered where no route is there; 0 = the host is only there for its routes
 	items   []*item // in the order of precedence
 	byKey   []*item // the same by compareKeys, nil where a list is enough
+	guard   *guard  // nil = nothing runs before its routes
+	filters []byte  // of the VirtualHost: what it says of the filters of listeners
 	bytes   []byte
 	hash    [sha256.Size]byte
 	added   []*item
@@ -63,18 +65,25 @@ func (h *host) keep() {
 	}
 }
 
-// marshal makes the bytes of the virtual host: a status, a tree or a list.
+// marshal makes the bytes of the virtual host: a status, a tree or a list. Where filters of a listener run, each request must find some route: only then they run.
 func (h *host) marshal() []byte {
 	domains := []string{h.domain}
-	if len(h.items) == 0 {
-		return envoy.VirtualHostBytes(h.domain, domains, [][]byte{statusRoutes[h.status]})
+	switch {
+	case h.guard != nil && h.guard.closed:
+		return append(envoy.VirtualHostBytes(h.domain, domains, [][]byte{statusRoutes[500]}), h.filters...)
+	case len(h.items) == 0:
+		return append(envoy.VirtualHostBytes(h.domain, domains, [][]byte{statusRoutes[h.status]}), h.filters...)
+	}
+	var last [][]byte
+	if h.guard != nil {
+		last = [][]byte{statusRoutes[404]}
 	}
 	if h.byKey != nil {
-		if leaves, otherwise, ok := treeOf(h.byKey); ok {
-			return envoy.VirtualHostTreeBytes(h.domain, domains, leaves, otherwise)
+		if leaves, otherwise, ok := treeOf(h.byKey, last...); ok {
+			return append(envoy.VirtualHostTreeBytes(h.domain, domains, leaves, otherwise), h.filters...)
 		}
 	}
-	return envoy.VirtualHostBytes(h.domain, domains, bytesOf(h.items))
+	return append(envoy.VirtualHostBytes(h.domain, domains, append(bytesOf(h.items), last...)), h.filters...)
 }
 
 func bytesOf(items []*item) [][]byte {
@@ -109,8 +118,8 @@ func merge(ordered, added []*item, compare func(a, b *item) int) []*item {
 	return append(append(out, ordered...), added...)
 }
 
-// statusRoutes are the routes of hosts that have none.
-var statusRoutes = map[uint32][]byte{404: statusRoute("fleetgate/no-route", 404), 421: statusRoute("fleetgate/other-listener", 421)}
+// statusRoutes are the routes of hosts that have none, or whose requests get to none.
+var statusRoutes = map[uint32][]byte{404: statusRoute("fleetgate/no-route", 404), 421: statusRoute("fleetgate/other-listener", 421), 500: statusRoute("fleetgate/filter-cannot-run", 500)}
 
 func statusRoute(name string, status uint32) []byte {
 	b, err := envoy.StatusRoute(name, status)

@@ -35,14 +35,18 @@ type listener struct {
 	hostname string
 	selector labels.Selector // of allowedRoutes, nil = selects nothing
 	problems []record.Problem
-	notes    []record.Problem // what does not resolve and keeps nothing from being served
+	notes    []record.Problem // what is wrong and does not keep the listener from being served
 	conflict *record.Problem  // nil = distinct
 	overlaps bool             // an HTTPS listener of the port has a hostname that overlaps
 	blocked  string           // why it is not served, "" = it is
 	config   *config          // of the RouteConfiguration that it shares or has, nil where it is not served
+	guard    *guard           // its filters, nil = it has none
 }
 
 func (l *listener) served() bool { return l.blocked == "" }
+
+// answers tells whether requests get as far as a listener's routes.
+func (l *listener) answers() bool { return l.served() && (l.guard == nil || !l.guard.closed) }
 
 // http tells whether a listener's routes look inside.
 func (l *listener) http() bool { return l.Protocol == protocolHTTP || l.Protocol == protocolHTTPS }
@@ -247,6 +251,12 @@ func (l *listener) obstacle() string {
 		}
 	}
 	return ""
+}
+
+// accepted tells whether a listener is as the spec wants one.
+func (l *listener) accepted() bool {
+	_, _, noted := summary(l.notes, string(gatewayv1.ListenerConditionAccepted))
+	return l.conflict == nil && !noted && !l.has(string(gatewayv1.ListenerConditionAccepted))
 }
 
 // ownedByOther tells whether a more specific listener of the same port and protocol takes hostname h, which was attached to l (listener isolation).

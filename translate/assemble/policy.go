@@ -80,7 +80,7 @@ func (g *gateway) reaches(namespace string, services []string) bool {
 	return slices.ContainsFunc(g.reached(), hit)
 }
 
-// reached are the backends that routes of a Gateway lead to, and the one that its tracer does.
+// reached are the backends that routes and filters of a Gateway lead to, and the one that its tracer does.
 func (g *gateway) reached() []record.Key {
 	var out []record.Key
 	if t := g.record.Tracing; t != nil {

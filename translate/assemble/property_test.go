@@ -409,14 +409,17 @@ func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
 			l = httpsListener(l.Name, l.Hostname, pick[int32](r, 443, 443, 443, 80), secret)
 			refs = append(refs, secret)
 		}
+		if r.IntN(3) == 0 {
+			refs = append(refs, randomFilters(r, &l)...)
+		}
 		l.Allowed = pick(r, record.Allowed{From: "All"}, record.Allowed{From: "All"}, record.Allowed{From: "Same"}, record.Allowed{From: "Selector", Selector: "team=x"}, record.Allowed{From: "None"})
 		switch r.IntN(6) {
 		case 0:
 			l.Protocol = pick(r, "TCP", "UDP", "SCTP")
-			l.Kinds, l.Hostname, l.SecretKeys = []string{l.Protocol + "Route"}, "", nil
+			l.Kinds, l.Hostname, l.SecretKeys, l.Filters = []string{l.Protocol + "Route"}, "", nil, nil
 		case 1:
 			l.Protocol, l.Passthrough = "TLS", len(l.SecretKeys) == 0
-			l.Port, l.Kinds = 443, []string{"TLSRoute"}
+			l.Port, l.Kinds, l.Filters = 443, []string{"TLSRoute"}, nil
 		}
 		if r.IntN(6) == 0 {
 			l.Kinds = []string{"GRPCRoute"}
@@ -443,7 +446,18 @@ func randomGateway(r *rand.Rand, k record.Key) (any, []record.Key) {
 
 // listenerRefs are those of the references that listeners make.
 func listenerRefs(refs []record.Key) []record.Key {
-	return filter(refs, func(k record.Key) bool { return k.Kind == record.KindSecret })
+	return filter(refs, func(k record.Key) bool { return k.Kind != record.KindTrust })
+}
+
+// randomFilters gives a listener filters, with the records that these need.
+func randomFilters(r *rand.Rand, l *record.Listener) []record.Key {
+	if r.IntN(4) == 0 {
+		l.Filters = &record.Filters{Problems: []record.Problem{{Condition: pick(r, "Accepted", "ResolvedRefs"), Reason: "InvalidListenerFilter", Message: "m", Rule: -1}}}
+		return nil
+	}
+	b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+	l.Filters = filtersTo(b)
+	return refsOf(b)
 }
 
 func randomRoute(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {

@@ -365,8 +365,8 @@ func (s *State) rebuild(k record.Key, w *work) {
 			w.status[record.Key{Cluster: k.Cluster, Kind: record.KindClass, Name: g.record.Class}] = struct{}{}
 		}
 	}
-	if next != nil && next.collector != nil {
-		s.markPolicies([]record.Key{*next.collector}, w)
+	if next != nil {
+		s.markPolicies(next.reached(), w)
 	}
 	if (next == nil) != (f == nil) { // those that name it have an ancestor more, or less
 		for p := range s.policies[space{k.Cluster, k.Namespace}] {

@@ -58,7 +58,7 @@ func gatewayStatus(g *gateway) GatewayStatus {
 		if !slices.Contains(out.Ports, l.Port) && l.served() {
 			out.Ports = append(out.Ports, l.Port)
 		}
-		any = any || l.served()
+		any = any || l.answers()
 		if l.set != nil {
 			continue
 		}
@@ -102,10 +102,10 @@ func gatewayAccepted(g *gateway) metav1.Condition {
 	}
 	var good, wrong []string
 	for _, l := range g.of(nil) {
-		if l.conflict != nil || l.has(string(gatewayv1.ListenerConditionAccepted)) {
-			wrong = append(wrong, l.Name)
-		} else {
+		if l.accepted() {
 			good = append(good, l.Name)
+		} else {
+			wrong = append(wrong, l.Name)
 		}
 	}
 	switch {
@@ -140,7 +140,7 @@ func setAccepted(g *gateway, set *listenerSet) metav1.Condition {
 	}
 	var good, wrong []string
 	for _, l := range g.of(set) {
-		if l.served() {
+		if l.answers() {
 			good = append(good, l.Name)
 		} else {
 			wrong = append(wrong, l.Name)
@@ -192,14 +192,15 @@ func listenerConditions(l *listener, generation int64) []metav1.Condition {
 	accepted := condition(string(gatewayv1.ListenerConditionAccepted), true, string(gatewayv1.ListenerReasonAccepted), "the listener is valid", generation)
 	conflicted := condition(string(gatewayv1.ListenerConditionConflicted), false, string(gatewayv1.ListenerReasonNoConflicts), "no other listener conflicts", generation)
 	resolved := condition(string(gatewayv1.ListenerConditionResolvedRefs), true, string(gatewayv1.ListenerReasonResolvedRefs), "all references are resolved", generation)
-	if reason, message, bad := summary(l.problems, accepted.Type); bad {
+	all := append(slices.Clone(l.problems), l.notes...)
+	if reason, message, bad := summary(all, accepted.Type); bad {
 		accepted = condition(accepted.Type, false, reason, message, generation)
 	}
 	if c := l.conflict; c != nil {
 		accepted = condition(accepted.Type, false, c.Reason, c.Message, generation)
 		conflicted = condition(conflicted.Type, true, c.Reason, c.Message, generation)
 	}
-	if reason, message, bad := summary(append(slices.Clone(l.problems), l.notes...), resolved.Type); bad {
+	if reason, message, bad := summary(all, resolved.Type); bad {
 		resolved = condition(resolved.Type, false, reason, message, generation)
 	}
 	out := []metav1.Condition{accepted, conflicted, resolved}
@@ -208,14 +209,17 @@ func listenerConditions(l *listener, generation int64) []metav1.Condition {
 			"the hostname overlaps with another HTTPS listener's of this port; requests for the other's hosts answer 421", generation))
 	}
 	out = append(out, others(l.problems, generation, accepted.Type, resolved.Type, conflicted.Type)...)
-	if l.served() {
+	if l.answers() {
 		return out // whether proxies run it is theirs to say
 	}
-	reason := string(gatewayv1.ListenerReasonInvalid)
+	reason, message := string(gatewayv1.ListenerReasonInvalid), "this listener is not served; see its other conditions"
 	if l.conflict != nil {
 		reason = l.conflict.Reason
 	}
-	return append(out, condition(string(gatewayv1.ListenerConditionProgrammed), false, reason, "this listener is not served; see its other conditions", generation))
+	if l.served() {
+		message = "this listener answers 500; see its other conditions"
+	}
+	return append(out, condition(string(gatewayv1.ListenerConditionProgrammed), false, reason, message, generation))
 }
 
 // summary gives the reason of the first problem of a condition and the messages of all.

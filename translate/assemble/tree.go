@@ -18,9 +18,9 @@ const (
 )
 
 // treeOf indexes routes by the beginning of their paths, without a say in precedence: a leaf holds, in order, all routes that can match a path that begins
-// with its key and with no longer one, so that the first that fits is the one of the whole list. byKey is ordered by compareKeys. It says false where a list
-// is better.
-func treeOf(byKey []*item) (leaves []envoy.Leaf, otherwise [][]byte, ok bool) {
+// with its key and with no longer one, so that the first that fits is the one of the whole list; last are the routes of what fits none. byKey is ordered by compareKeys.
+// It says false where a list is better.
+func treeOf(byKey []*item, last ...[]byte) (leaves []envoy.Leaf, otherwise [][]byte, ok bool) {
 	var above [][]*item // the groups whose keys the one at hand begins with
 	routes := make([][]byte, 0, 2*len(byKey))
 	for rest := byKey; len(rest) > 0; {
@@ -35,6 +35,7 @@ func treeOf(byKey []*item) (leaves []envoy.Leaf, otherwise [][]byte, ok bool) {
 		for _, it := range leafOf(rest[:end], above, key) {
 			routes = append(routes, it.bytes)
 		}
+		routes = append(routes, last...)
 		if len(routes) > treeGrowth*len(byKey) {
 			return nil, nil, false
 		}
@@ -44,6 +45,9 @@ func treeOf(byKey []*item) (leaves []envoy.Leaf, otherwise [][]byte, ok bool) {
 			leaves = append(leaves, envoy.Leaf{Key: key, Routes: routes[from:len(routes):len(routes)]})
 		}
 		above, rest = append(above, rest[:end]), rest[end:]
+	}
+	if otherwise == nil {
+		otherwise = last
 	}
 	return leaves, otherwise, true
 }

@@ -123,6 +123,19 @@ func httpsListener(name, hostname string, port int32, secret record.Key) record.
 	return l
 }
 
+// filtersTo are filters that name a backend.
+func filtersTo(backend record.Key) *record.Filters {
+	packed, err := envoy.Authorize(envoy.Authorization{Cluster: record.ClusterName(backend), Authority: "a", BeforeRouting: true})
+	if err != nil {
+		panic(err)
+	}
+	b, err := envoy.Marshal(packed)
+	if err != nil {
+		panic(err)
+	}
+	return &record.Filters{Run: []record.Filter{{Config: b, Backend: backend}}}
+}
+
 func secretName(k record.Key) string { return record.Join(k.Cluster, k.Namespace, k.Name) }
 
 func secretOK(k record.Key) record.Secret {

@@ -1,7 +1,6 @@
 package envoy
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -19,9 +18,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// RouteFilters is the name of the filter that runs filters of a route's own. What ext_authz lets a route say by itself leaves out which headers are sent.
-const RouteFilters = "envoy.filters.http.composite"
-
 // authorizationTimeout is how long a server may think about one request; then the request is refused, as it is when the server cannot be reached.
 const authorizationTimeout = 10 * time.Second
 
@@ -35,24 +31,25 @@ type Authorization struct {
 	Allowed    []string // request headers that are sent, in lower case; none = all to a gRPC server, and to an HTTP server only those that always are
 	Copied     []string // headers of an HTTP server's answer that the backend gets, in lower case; none = all but what speaks of the answer itself
 	MaxBody    uint32   // bytes; 0 = the body is not sent. A request with more answers 413
+
+	BeforeRouting bool // it runs before a route is chosen: what it changes counts in that, and it cannot change Host (GEP-5224)
 }
 
-// Authorize is what a route says to RouteFilters: the servers are asked one after the other.
-func Authorize(all []Authorization) (*anypb.Any, error) {
+// Authorize is what a route says to a RouteSlot, and hosts to a ListenerSlot. What ext_authz lets a route say by itself leaves out which headers are sent. It stands last in
+// what the slot runs, for once it has waited for its answer the slot is done: Envoy goes on behind the slot (envoy issue 42807).
+func Authorize(a Authorization) (*anypb.Any, error) {
+	filters := []proto.Message{a.filter()}
+	if a.MaxBody > 0 {
+		// Behind a filter that has waited, ext_authz finds the whole body in the buffer, and would send the beginning of one that is too large.
+		filters = []proto.Message{&bodyv3.BodySizeLimit{MaxRequestBytes: wrapperspb.UInt64(uint64(a.MaxBody))}, a.filter()}
+	}
 	chain := &compositev3.FilterChainConfiguration{}
-	for i, a := range all {
-		filters := []proto.Message{a.filter()}
-		if a.MaxBody > 0 {
-			// Behind a filter that has waited, ext_authz finds the whole body in the buffer, and would send the beginning of one that is too large.
-			filters = []proto.Message{&bodyv3.BodySizeLimit{MaxRequestBytes: wrapperspb.UInt64(uint64(a.MaxBody))}, a.filter()}
+	for _, f := range filters {
+		packed, err := Any(f)
+		if err != nil {
+			return nil, err
 		}
-		for _, f := range filters {
-			packed, err := Any(f)
-			if err != nil {
-				return nil, err
-			}
-			chain.TypedConfig = append(chain.TypedConfig, &corev3.TypedExtensionConfig{Name: fmt.Sprintf("%s-%d", f.ProtoReflect().Descriptor().Name(), i), TypedConfig: packed})
-		}
+		chain.TypedConfig = append(chain.TypedConfig, &corev3.TypedExtensionConfig{Name: string(f.ProtoReflect().Descriptor().Name()), TypedConfig: packed})
 	}
 	action, err := Any(&compositev3.ExecuteFilterAction{FilterChain: chain})
 	if err != nil {
@@ -64,7 +61,7 @@ func Authorize(all []Authorization) (*anypb.Any, error) {
 }
 
 func (a Authorization) filter() *authzv3.ExtAuthz {
-	out := &authzv3.ExtAuthz{TransportApiVersion: corev3.ApiVersion_V3, ValidateMutations: true}
+	out := &authzv3.ExtAuthz{TransportApiVersion: corev3.ApiVersion_V3, ValidateMutations: true, ClearRouteCache: a.BeforeRouting}
 	if len(a.Allowed) > 0 {
 		out.AllowedHeaders = anyOf(a.Allowed)
 	}
@@ -76,6 +73,9 @@ func (a Authorization) filter() *authzv3.ExtAuthz {
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: a.Cluster, Authority: a.Authority}},
 			Timeout:         durationpb.New(authorizationTimeout),
 		}}
+		if a.BeforeRouting {
+			out.DecoderHeaderMutationRules = keepHost()
+		}
 		return out
 	}
 	out.Services = &authzv3.ExtAuthz_HttpService{HttpService: a.httpService()}
@@ -84,6 +84,11 @@ func (a Authorization) filter() *authzv3.ExtAuthz {
 		out.DecoderHeaderMutationRules.DisallowExpression = regex(ofTheAnswer)
 	}
 	return out
+}
+
+// keepHost ignores changes of Host, :authority and :scheme, which Envoy's rules do as soon as there are any; all else may be changed as without rules.
+func keepHost() *mutationv3.HeaderMutationRules {
+	return &mutationv3.HeaderMutationRules{AllowExpression: regex(":path|:method"), AllowEnvoy: wrapperspb.Bool(true)}
 }
 
 // ofTheAnswer are headers that speak of the message that they come with (RFC 9110 section 8, RFC 9112 section 6). In the client's request they would change where its body

@@ -14,6 +14,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -38,6 +39,39 @@ func TestConcatenation(t *testing.T) {
 	back := &routev3.RouteConfiguration{}
 	if err := proto.Unmarshal(got, back); err != nil || !proto.Equal(back, want) {
 		t.Fatalf("got %v (%v)\nwant %v", back, err, want)
+	}
+}
+
+// TestFiltersOfHosts holds what is appended for the filters of listeners against the protos.
+func TestFiltersOfHosts(t *testing.T) {
+	one, two := must(Authorize(Authorization{Cluster: "c", Authority: "a", BeforeRouting: true}))(t), must(Authorize(Authorization{Cluster: "d", Authority: "a", BeforeRouting: true}))(t)
+	packedOne, packedTwo := must(Marshal(one))(t), must(Marshal(two))(t)
+	on, off := must(Any(&routev3.FilterConfig{Config: &anypb.Any{}}))(t), must(Any(&routev3.FilterConfig{Disabled: true}))(t)
+	all := func(of map[string]*anypb.Any) map[string]*anypb.Any {
+		for i := range RouteSlots {
+			of[RouteSlot(i)] = on
+		}
+		of[SessionFilter] = on
+		return of
+	}
+	host := func(entries map[string]*anypb.Any) proto.Message {
+		return &routev3.VirtualHost{Name: "v", Domains: []string{"*"}, TypedPerFilterConfig: entries}
+	}
+	hostBytes := func(more []byte) []byte { return append(VirtualHostBytes("v", []string{"*"}, nil), more...) }
+	for _, c := range []struct {
+		want proto.Message
+		b    []byte
+	}{
+		{&routev3.RouteConfiguration{Name: "rc", IgnorePortInHostMatching: true, TypedPerFilterConfig: all(map[string]*anypb.Any{ListenerSlot(0): one, ListenerSlot(1): two})},
+			append(RouteConfigurationHead("rc"), ConfigurationFilters([][]byte{packedOne, packedTwo})...)},
+		{host(all(map[string]*anypb.Any{ListenerSlot(0): two})), hostBytes(HostFilters([][]byte{packedTwo}, nil))},
+		{host(map[string]*anypb.Any{ListenerSlot(0): two, ListenerSlot(1): off}), hostBytes(HostFilters([][]byte{packedTwo}, [][]byte{packedOne, packedTwo}))},
+		{host(map[string]*anypb.Any{ListenerSlot(0): off}), hostBytes(HostFilters(nil, [][]byte{packedOne}))},
+	} {
+		got := c.want.ProtoReflect().New().Interface()
+		if err := proto.Unmarshal(c.b, got); err != nil || !proto.Equal(got, c.want) {
+			t.Errorf("got %v (%v)\nwant %v", got, err, c.want)
+		}
 	}
 }
 
@@ -87,8 +121,8 @@ func TestListenerBytesAreFrozen(t *testing.T) {
 		l    *listenerv3.Listener
 		want string
 	}{
-		{"plain", must(Listener("l", "", 80, false, nil, plain))(t), "99aeae14c383b3e0"},
-		{"tls", must(Listener("l", "", 443, true, []*listenerv3.FilterChain{tls}, nil))(t), "a9ff7d7b34708900"},
+		{"plain", must(Listener("l", "", 80, false, nil, plain))(t), "1c6bcd87da7ef17f"},
+		{"tls", must(Listener("l", "", 443, true, []*listenerv3.FilterChain{tls}, nil))(t), "4250be269bed095b"},
 		{"tcp", must(Listener("l", "", 9000, false, nil, must(StreamChain("tcp", nil, nil, "c", AccessLog{}))(t)))(t), "d87257cb359daaf3"},
 		{"udp", must(DatagramListener("l", "", 53, "c"))(t), "e7896413e96b43de"},
 	} {

@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"cmp"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	compositev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/composite/v3"
@@ -120,7 +122,7 @@ func DownstreamTLS(secrets []string, clients *Clients, protocols ...string) *tls
 }
 
 // HTTPConnectionManager routes by the named RouteConfiguration from RDS. tracing nil = none. Its bytes are constant for given arguments: all that routes
-// need is either in here from the start (cors, external authorization, sessions, websocket) or set for each route.
+// need is either in here from the start (filters of listeners, cors, external authorization, sessions, websocket) or set for each route.
 func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog, tracing *Tracing) (*hcmv3.HttpConnectionManager, error) {
 	filters, err := httpFilters()
 	if err != nil {
@@ -152,23 +154,21 @@ func HTTPConnectionManager(statPrefix, routeConfig string, accessLog AccessLog, 
 	return out, err
 }
 
-func httpFilters() ([]*hcmv3.HttpFilter, error) {
-	var out []*hcmv3.HttpFilter
-	for _, f := range []struct {
-		name   string
-		config proto.Message
-		off    bool // until a route says how
-	}{
-		{name: "envoy.filters.http.cors", config: &corsv3.Cors{}},
-		{name: RouteFilters, config: &compositev3.Composite{}, off: true},
-		{name: SessionFilter, config: &statefulv3.StatefulSession{}, off: true},
-		{name: "envoy.filters.http.router", config: &routerv3.Router{}},
-	} {
-		packed, err := Any(f.config)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, &hcmv3.HttpFilter{Name: f.name, Disabled: f.off, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}})
+// httpFilters are what requests pass, the first one first. Some are off until a route, or its host, says what they do.
+func httpFilters() (out []*hcmv3.HttpFilter, err error) {
+	add := func(name string, off bool, config proto.Message) {
+		packed, failed := Any(config)
+		err = cmp.Or(err, failed)
+		out = append(out, &hcmv3.HttpFilter{Name: name, Disabled: off, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: packed}})
 	}
-	return out, nil
+	for i := range ListenerSlots {
+		add(ListenerSlot(i), true, &compositev3.Composite{})
+	}
+	add("envoy.filters.http.cors", false, &corsv3.Cors{})
+	for i := range RouteSlots {
+		add(RouteSlot(i), true, &compositev3.Composite{})
+	}
+	add(SessionFilter, true, &statefulv3.StatefulSession{})
+	add("envoy.filters.http.router", false, &routerv3.Router{})
+	return out, err
 }

@@ -196,6 +196,20 @@ type Listener struct {
 	Allowed    Allowed
 	Kinds      []string  // route kinds supported after intersecting with the protocol's: "HTTPRoute", "GRPCRoute"
 	Problems   []Problem // ResolvedRefs / Accepted / ... problems of this listener; conflicts are found at assembly
+	// Filters are run on each request before a route is chosen (GEP-5224), nil = there are none.
+	Filters *Filters `json:",omitempty"`
+}
+
+// Filters are those of a listener. One that has problems with them is there all the same and answers 500: without it another listener might take its hosts.
+type Filters struct {
+	Run      []Filter  `json:",omitempty"` // in this order; none where there are problems
+	Problems []Problem `json:",omitempty"`
+}
+
+// Filter is one filter.
+type Filter struct {
+	Config  []byte // google.protobuf.Any of what Envoy's filter is told
+	Backend Key    // that it names
 }
 
 // Allowed says from where routes may attach.
