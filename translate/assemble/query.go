@@ -47,7 +47,7 @@ func (s *State) RouteStatus(k record.Key) (RouteStatus, bool) {
 			out.MissingParents = append(out.MissingParents, name)
 		}
 		if a, o := r.outcome(p); a != nil && s.fleets[a.gateway.key] != nil {
-			out.Parents = append(out.Parents, parentStatus(k, s.withBackends(route, newest, a), o, a))
+			out.Parents = append(out.Parents, parentStatus(k, s.withBackends(route, newest, a), o, a, r.live.decoded == newest))
 		}
 	}
 	return out, true

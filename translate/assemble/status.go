@@ -338,15 +338,18 @@ func reference(p record.Parent) gatewayv1.ParentReference {
 	return out
 }
 
-// parentStatus is the entry of one parentRef.
-func parentStatus(k record.Key, r *record.Route, o outcome, a *attachment) ParentStatus {
+// parentStatus is the entry of one parentRef. Content that is not live yet is no contender, so nothing is said of who comes before it.
+func parentStatus(k record.Key, r *record.Route, o outcome, a *attachment, live bool) ParentStatus {
 	out := ParentStatus{Ref: reference(o.parent), Controller: a.gateway.class.ControllerName, Conditions: routeConditions(r, o)}
 	bindings := a.bindingsOf(o)
 	if len(bindings) == 0 || o.reason != gatewayv1.RouteReasonAccepted {
 		return out
 	}
-	var everywhere bool
-	if out.Overruled, everywhere = a.gateway.overruled(k, bindings); !everywhere {
+	everywhere := false
+	if live {
+		out.Overruled, everywhere = a.gateway.overruled(k, bindings)
+	}
+	if !everywhere {
 		out.Fleet, out.Attached = a.gateway.fleet, true
 	}
 	return out
