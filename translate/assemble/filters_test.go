@@ -1,7 +1,6 @@
 package assemble
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -143,6 +142,6 @@ func resourceOf(t *testing.T, s *State, kind ResourceType, name string) Resource
 			return r
 		}
 	}
-	t.Fatal(fmt.Sprintf("no %d %s", kind, name))
+	t.Fatalf("no %d %s", kind, name)
 	return Resource{}
 }
