@@ -57,7 +57,7 @@ func Gateway(s assemble.GatewayStatus, r Reach, c Convergence, now metav1.Time, 
 	}
 	conditions := append(slices.Clone(s.Conditions), programmed)
 	if s.Routability {
-		conditions = append(conditions, r.assigned(has, s.Object.Generation)...)
+		conditions = append(conditions, r.assigned(has, s.Object.Generation, present.Conditions)...)
 	}
 	out.Conditions = merge(present.Conditions, conditions, now)
 	if s.AttachedListenerSets > 0 {

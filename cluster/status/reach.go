@@ -169,10 +169,14 @@ func (r Reach) lacks(a assignment) string {
 	return text + ": change spec.addresses to what can be had here, or remove it"
 }
 
-// assigned is the condition AddressesAssigned (GEP-5093), none before anybody has looked for addresses. Its reasons are the constants of the module: the GEP's text calls the first one
-// Assigned.
-func (r Reach) assigned(a assignment, generation int64) []metav1.Condition {
-	if !r.Provisioned && len(r.Addresses) == 0 {
+// assigned is the condition AddressesAssigned (GEP-5093), none before there is something to tell: a load balancer, or the Service itself, may still be on its way. Its reasons are the
+// constants of the module: the GEP's text calls the first one Assigned.
+func (r Reach) assigned(a assignment, generation int64, present []metav1.Condition) []metav1.Condition {
+	hopeless := len(r.Addresses) > 0 || len(r.Refused) > 0 || slices.ContainsFunc(a.missing, func(m record.Address) bool { return m.Value != "" || m.Refused != "" })
+	told := slices.ContainsFunc(present, func(c metav1.Condition) bool {
+		return c.Type == string(gatewayv1.GatewayConditionAddressesAssigned)
+	})
+	if len(a.addresses) == 0 && !told && !hopeless || !r.Provisioned && len(r.Addresses) == 0 {
 		return nil
 	}
 	c := metav1.Condition{Type: string(gatewayv1.GatewayConditionAddressesAssigned), Status: metav1.ConditionFalse, ObservedGeneration: generation}

@@ -75,10 +75,13 @@ func TestAssignment(t *testing.T) {
 	}{
 		{"nobody looks for addresses here", Reach{}, nil, "", "", "", ""},
 		{"nothing asked for", Reach{Addresses: []string{"192.0.2.1", "lb.example"}, Provisioned: true}, nil, "IPAddress:192.0.2.1: Hostname:lb.example:", "AddressesAssigned", "", ""},
-		{"nothing asked for, and nothing there", Reach{Provisioned: true}, nil, "", "NotAssigned", "no address", "AddressNotAssigned"},
+		{"what is on its way is told as missing", Reach{Provisioned: true}, nil, "", "", "", "AddressNotAssigned"},
+		{"what is asked for and on its way is told as missing", Reach{Provisioned: true}, []record.Address{ip(""), inside("")}, "", "", "", "AddressNotAssigned"},
+		{"what is told as missing hides what never comes", Reach{Provisioned: true}, []record.Address{ip(""), unknown}, "", "NotAssigned", "a.example/b", "AddressNotAssigned"},
 		{"a fleet that has a ClusterIP alone", Reach{Addresses: []string{"10.0.0.1"}, ClusterIPs: []string{"10.0.0.1"}, Provisioned: true}, nil, "IPAddress:10.0.0.1:Cluster", "AddressesAssigned", "", ""},
 		{"an empty request is one request", Reach{Addresses: []string{"192.0.2.1", "192.0.2.2"}, Provisioned: true}, []record.Address{ip("")}, "IPAddress:192.0.2.1:", "AddressesAssigned", "", ""},
 		{"a name is no IP address", Reach{Addresses: []string{"lb.example"}, Provisioned: true}, []record.Address{ip("")}, "", "NotAssigned", "any IPAddress", "AddressNotAssigned"},
+		{"a name that is asked for is another", Reach{Addresses: []string{"lb.example"}, Provisioned: true}, []record.Address{{Type: "Hostname", Value: "a.example"}}, "", "NotAssigned", "Hostname a.example", "AddressNotAssigned"},
 		{"a ClusterIP", balanced, []record.Address{inside("")}, "IPAddress:10.0.0.1:Cluster", "AddressesAssigned", "", ""},
 		{"one of each", balanced, []record.Address{inside(""), ip("")}, "IPAddress:10.0.0.1:Cluster IPAddress:192.0.2.1:", "AddressesAssigned", "", ""},
 		{"one of each, in another order", balanced, []record.Address{ip(""), inside("")}, "IPAddress:192.0.2.1: IPAddress:10.0.0.1:Cluster", "AddressesAssigned", "", ""},
@@ -96,10 +99,20 @@ func TestAssignment(t *testing.T) {
 	} {
 		has := c.reach.assign(assemble.GatewayStatus{Requested: c.requested, Routability: true})
 		reason, _ := c.reach.obstacle(has, true)
-		conditions := append(c.reach.assigned(has, 7), metav1.Condition{})
+		conditions := append(c.reach.assigned(has, 7, nil), metav1.Condition{})
 		got := conditions[0]
 		if all := c.assigned == "AddressesAssigned"; summary(has) != c.addresses || got.Reason != c.assigned || (got.Status == metav1.ConditionTrue) != all || !strings.Contains(got.Message, c.says) || reason != c.programmed {
 			t.Errorf("%s: addresses %s, AddressesAssigned %s %s %q, Programmed %q", c.failure, summary(has), got.Status, got.Reason, got.Message, reason)
 		}
+	}
+}
+
+// TestAddressesThatAreLost: what was told once is told on, for good and for bad.
+func TestAddressesThatAreLost(t *testing.T) {
+	r := Reach{Provisioned: true}
+	has := r.assign(assemble.GatewayStatus{Routability: true})
+	got := r.assigned(has, 7, []metav1.Condition{{Type: "AddressesAssigned", Status: metav1.ConditionTrue, Reason: "AddressesAssigned"}})
+	if len(got) != 1 || got[0].Status != metav1.ConditionFalse || got[0].Reason != "NotAssigned" || got[0].ObservedGeneration != 7 {
+		t.Errorf("%+v", got)
 	}
 }
