@@ -399,6 +399,9 @@ func (g generator) slice(ns string) *discoveryv1.EndpointSlice {
 	service := pick(g, services)
 	s := slice(ns, service, "10.0.0.9")
 	s.Name += pick(g, []string{"", "-b", "-c"})
+	if g.chance(20) {
+		s.Labels[v1alpha1.LabelXBackend] = pick(g, names["XBackend"])
+	}
 	s.AddressType = pick(g, []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6, discoveryv1.AddressTypeFQDN})
 	address := map[discoveryv1.AddressType][]string{
 		discoveryv1.AddressTypeIPv4: {"10.0.0.1", "10.0.0.2", "192.168.1.255", "100.64.0.1"}, discoveryv1.AddressTypeIPv6: {"2001:db8::1", "fd00::2", "::ffff:10.0.0.1"}, discoveryv1.AddressTypeFQDN: {"example.com", "a.example.com"},

@@ -24,12 +24,12 @@ type selections struct {
 	client dynamic.NamespaceableResourceInterface
 }
 
-var servicesResource = schema.GroupVersionResource{Version: "v1", Resource: "services"}
+var services = schema.GroupVersionResource{Version: "v1", Resource: "services"}
 
 // FollowHeadless implements headless.Cluster.
 func (i *Infrastructure) FollowHeadless(ctx context.Context, changed func(namespace, xbackend string)) (headless.Services, error) {
-	p := i.follow(ctx, servicesResource, v1alpha1.LabelXBackend+","+fleet.LabelManagedBy+"="+fleet.ManagedBy, xbackendOf, changed)
-	return &selections{p, i.client.Resource(servicesResource)}, p.wait(ctx)
+	p := i.follow(ctx, services, v1alpha1.LabelXBackend+","+fleet.LabelManagedBy+"="+fleet.ManagedBy, xbackendOf, changed)
+	return &selections{p, i.client.Resource(services)}, p.wait(ctx)
 }
 
 func xbackendOf(u *unstructured.Unstructured) (namespace, name string) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/cluster/headless"
+	"github.com/fleetgate/fleetgate/deploy"
 )
 
 // startControllers runs the controllers of Kubernetes that find the pods of a Service, and that remove what nobody owns any more.
@@ -35,6 +36,26 @@ func (s *apiServer) startControllers() {
 	}
 	s.start(exec.Command(filepath.Join(binaries(s.t), "kube-controller-manager"), "--kubeconfig="+file, "--controllers=endpointslice-controller,garbage-collector-controller",
 		"--leader-elect=false", "--secure-port=0", "--profiling=false"))
+}
+
+// installXBackends adds the kind XBackend of the experimental channel.
+func (s *apiServer) installXBackends() {
+	s.t.Helper()
+	crd, err := deploy.CRDs.ReadFile("experimental/" + experimentalGroup + "_xbackends.yaml")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/xbackends."+experimentalGroup, string(crd))
+	s.waitFor("the kind XBackend", func() bool { return s.do("GET", xbackendPath(""), "", "", nil) == nil })
+}
+
+// xbackendPath is where an XBackend is, or, without a namespace, where all are.
+func xbackendPath(namespace string, name ...string) string {
+	path := "/apis/" + experimentalGroup + "/v1alpha1/"
+	if namespace != "" {
+		path += "namespaces/" + namespace + "/"
+	}
+	return path + strings.Join(append([]string{"xbackends"}, name...), "/")
 }
 
 func (s *apiServer) pod(name, labels, address string) {
@@ -120,11 +141,7 @@ func TestKubernetesFindsThePodsOfXBackends(t *testing.T) {
 			}
 		}
 	}
-	crd, err := os.ReadFile(filepath.Join("..", "..", "..", "deploy", "experimental", "gateway.networking.x-k8s.io_xbackends.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.apply("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/xbackends."+experimentalGroup, string(crd))
+	s.installXBackends()
 	s.apply("/api/v1/namespaces/shop", `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}}`)
 	s.apply("/api/v1/nodes/n", `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n"}}`)
 	s.pod("a", `{"app":"web"}`, "192.0.2.1")
@@ -132,10 +149,7 @@ func TestKubernetesFindsThePodsOfXBackends(t *testing.T) {
 	s.pod("c", `{"app":"other"}`, "192.0.2.3")
 	s.ready("a", "192.0.2.1", "True")
 	s.ready("c", "192.0.2.3", "True")
-	const path = "/apis/" + experimentalGroup + "/v1alpha1/namespaces/shop/xbackends/pods"
-	s.waitFor("the kind XBackend", func() bool {
-		return s.do("GET", strings.TrimSuffix(path, "/pods"), "", "", nil) == nil
-	})
+	path := xbackendPath("shop", "pods")
 	s.apply(path, `{"apiVersion":"gateway.networking.x-k8s.io/v1alpha1","kind":"XBackend","metadata":{"name":"pods","namespace":"shop"},"spec":{"type":"EndpointSelector","port":{"number":8080},"endpointSelector":{"matchLabels":{"app":"web"}}}}`)
 	var made struct{ Metadata struct{ UID string } }
 	if err := json.Unmarshal([]byte(s.read(path)), &made); err != nil {

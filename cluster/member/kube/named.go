@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/fleetgate/fleetgate/cluster/headless"
 	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
-// Each watch of an API server is in order, but two of them are not so with each other: a route may be heard of before the Service that was made before it. Without that it would
-// be compiled to answer 500, until the Service is heard of too. Unknown is not absent (D10): a Service that a new or changed route names and that nobody has heard of is asked
-// for before the route is passed on.
+// Each watch of an API server is in order, but two of them are not so with each other: a route may be heard of before the Service or the XBackend that was made before it. Without
+// that it would be compiled to answer 500, until the backend is heard of too. Unknown is not absent (D10): a backend that a new or changed route names and that nobody has heard of
+// is asked for before the route is passed on.
 
 const (
 	askWithin = time.Second // later than that the watch will tell
@@ -23,18 +24,30 @@ const (
 
 var backendReference = reflect.TypeFor[gatewayv1.BackendObjectReference]()
 
-// services are the Services that a route names, wherever in its spec.
-func services(o member.Object) map[key]bool {
-	out := map[key]bool{}
+// named is an object that a route names.
+type named struct {
+	kind string
+	at   key
+}
+
+// backends are the Services and XBackends that a route names, wherever in its spec.
+func backends(o member.Object) map[named]bool {
+	out := map[named]bool{}
 	eachBackend(reflect.ValueOf(o).Elem().FieldByName("Spec"), func(b gatewayv1.BackendObjectReference) {
-		if (b.Group != nil && *b.Group != "") || (b.Kind != nil && *b.Kind != "Service") {
-			return
+		id := named{"Service", key{o.GetNamespace(), string(b.Name)}}
+		group := ""
+		if b.Group != nil {
+			group = string(*b.Group)
 		}
-		k := key{o.GetNamespace(), string(b.Name)}
+		if b.Kind != nil {
+			id.kind = string(*b.Kind)
+		}
 		if b.Namespace != nil {
-			k.namespace = string(*b.Namespace)
+			id.at.namespace = string(*b.Namespace)
 		}
-		out[k] = true
+		if id.kind == "Service" && group == "" || id.kind == headless.OwnerKind && group == experimentalGroup {
+			out[id] = true
+		}
 	})
 	return out
 }
@@ -72,52 +85,57 @@ func (r *runner) renamed(k *kind, o member.Object) {
 	}
 }
 
-// askForNamed asks for the Services that new and changed routes name and that nobody has heard of. Before the first complete view there is nothing to ask: no route is compiled
-// without the list of Services.
+// askForNamed asks for the backends that new and changed routes name and that nobody has heard of. Before the first complete view there is nothing to ask: no route is compiled
+// without the lists of Services and XBackends.
 func (r *runner) askForNamed() {
 	routes := r.fresh
 	r.fresh = nil
 	if !r.told || r.stranger {
 		return
 	}
-	k := kindOf("Service")
 	var under errgroup.Group
 	under.SetLimit(askAtOnce)
 	ctx, cancel := context.WithTimeout(r.ctx, askWithin)
 	defer cancel()
-	found := make(chan member.Object, 1)
-	for id := range r.unheard(k, routes) {
+	type answer struct {
+		k *kind
+		o member.Object
+	}
+	found := make(chan answer, 1)
+	for id, version := range r.unheard(routes) {
+		k := kindOf(id.kind)
 		under.Go(func() error {
-			o, err := r.api.read(ctx, k, k.versions[0], id.namespace, id.name)
+			o, err := r.api.read(ctx, k, version, id.at.namespace, id.at.name)
 			if o != nil {
-				found <- o
+				found <- answer{k, o}
 			}
 			return err
 		})
 	}
 	go func() {
 		if err := under.Wait(); err != nil {
-			r.log.Info("Services that routes name could not be asked for: their watch will tell", "err", err)
+			r.log.Info("backends that routes name could not be asked for: their watch will tell", "err", err)
 		}
 		close(found)
 	}()
-	for o := range found {
+	for a := range found {
 		r.mu.Lock()
-		r.kept[k].upsert(o)
+		r.kept[a.k].upsert(a.o)
 		r.mu.Unlock()
-		r.emit(k, o)
+		r.emit(a.k, a.o)
 	}
 }
 
-// unheard are the objects of a kind that routes name and that were not delivered.
-func (r *runner) unheard(k *kind, routes []member.Object) map[key]bool {
-	out := map[key]bool{}
+// unheard are the objects that routes name and that were not delivered, each with the version in which it is read. Those of a kind that is not served are not there.
+func (r *runner) unheard(routes []member.Object) map[named]string {
+	out := map[named]string{}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, o := range routes {
-		for id := range services(o) {
-			if r.kept[k].objects[id] == nil {
-				out[id] = true
+		for id := range backends(o) {
+			k := kindOf(id.kind)
+			if version := r.versions[k]; version != "" && r.kept[k].objects[id.at] == nil {
+				out[id] = version
 			}
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,37 +21,43 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// TestServicesOfRoutes: whatever a route names as a Service is found, wherever it stands.
-func TestServicesOfRoutes(t *testing.T) {
+// TestBackendsOfRoutes: whatever a route names as a Service or an XBackend is found, wherever it stands.
+func TestBackendsOfRoutes(t *testing.T) {
 	for _, c := range []struct {
 		kind, spec string
-		want       map[key]bool
+		want       string
 	}{
-		{"HTTPRoute", "rules: [{backendRefs: [{name: a}, {name: b, namespace: other}]}, {backendRefs: [{name: a, kind: Service, group: \"\"}]}]", map[key]bool{{"shop", "a"}: true, {"other", "b"}: true}},
+		{"HTTPRoute", "rules: [{backendRefs: [{name: a}, {name: b, namespace: other}]}, {backendRefs: [{name: a, kind: Service, group: \"\"}]}]", "Service other/b, Service shop/a"},
 		{"HTTPRoute", "rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: m}}}], backendRefs: [{name: a, filters: [{type: RequestMirror, requestMirror: {backendRef: {name: own}}}]}]}]",
-			map[key]bool{{"shop", "m"}: true, {"shop", "a"}: true, {"shop", "own"}: true}},
-		{"HTTPRoute", "rules: [{backendRefs: [{name: x, kind: XBackend, group: gateway.networking.x-k8s.io}]}]", map[key]bool{}},
-		{"HTTPRoute", "hostnames: [a.example]", map[key]bool{}},
-		{"GRPCRoute", "rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: m}}}], backendRefs: [{name: a}]}]", map[key]bool{{"shop", "m"}: true, {"shop", "a"}: true}},
-		{"TLSRoute", "rules: [{backendRefs: [{name: a}]}]", map[key]bool{{"shop", "a"}: true}},
-		{"TCPRoute", "rules: [{backendRefs: [{name: a}]}]", map[key]bool{{"shop", "a"}: true}},
-		{"UDPRoute", "rules: [{backendRefs: [{name: a}]}]", map[key]bool{{"shop", "a"}: true}},
+			"Service shop/a, Service shop/m, Service shop/own"},
+		{"HTTPRoute", "rules: [{backendRefs: [{name: x, kind: XBackend, group: gateway.networking.x-k8s.io}, {name: z, kind: XBackend, group: other}]}]", "XBackend shop/x"},
+		{"HTTPRoute", "hostnames: [a.example]", ""},
+		{"GRPCRoute", "rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: m}}}], backendRefs: [{name: a}]}]", "Service shop/a, Service shop/m"},
+		{"TLSRoute", "rules: [{backendRefs: [{name: a}]}]", "Service shop/a"},
+		{"TCPRoute", "rules: [{backendRefs: [{name: a}]}]", "Service shop/a"},
+		{"UDPRoute", "rules: [{backendRefs: [{name: a}]}]", "Service shop/a"},
 	} {
 		o := kindOf(c.kind).object()
 		if err := yaml.Unmarshal([]byte("metadata: {namespace: shop, name: r}\nspec: {"+c.spec+"}"), o); err != nil {
 			t.Fatal(err)
 		}
-		if got := services(o); fmt.Sprint(got) != fmt.Sprint(c.want) {
+		var got []string
+		for id := range backends(o) {
+			got = append(got, fmt.Sprintf("%s %s/%s", id.kind, id.at.namespace, id.at.name))
+		}
+		slices.Sort(got)
+		if strings.Join(got, ", ") != c.want {
 			t.Errorf("%s %s: %v, want %v", c.kind, c.spec, got, c.want)
 		}
 	}
 }
 
-// TestServiceBeforeItsRoute: the watch of Services lags behind that of routes, and yet no route is delivered before the Service that was there when it was made; a route to a Service that does
-// not exist is not held up.
-func TestServiceBeforeItsRoute(t *testing.T) {
+// TestBackendBeforeItsRoute: the watches of Services and XBackends lag behind that of routes, and yet no route is delivered before the backend that was there when it was made; a route to a
+// Service that does not exist is not held up.
+func TestBackendBeforeItsRoute(t *testing.T) {
 	s := startAPIServer(t)
 	s.installCRDs()
+	s.installXBackends()
 	var lag lag
 	_, v := follow(t, s.behind(&lag))
 	v.synced()
@@ -58,6 +66,12 @@ func TestServiceBeforeItsRoute(t *testing.T) {
 	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
 	v.until("the route", func() bool { return v.there("HTTPRoute default/r") })
 	if order := v.order("Service default/b", "HTTPRoute default/r"); order != "Service default/b, HTTPRoute default/r" {
+		t.Errorf("delivered in the order %q", order)
+	}
+	s.apply(xbackendPath("default", "x"), `{"apiVersion":"gateway.networking.x-k8s.io/v1alpha1","kind":"XBackend","metadata":{"name":"x","namespace":"default"},"spec":{"type":"ExternalHostname","port":{"number":80},"externalHostname":{"hostname":"a.example"}}}`)
+	s.apply(gatewayPath("default", "httproutes", "to-x"), `{"apiVersion":"gateway.networking.k8s.io/v1","kind":"HTTPRoute","metadata":{"name":"to-x","namespace":"default"},"spec":{"rules":[{"backendRefs":[{"group":"gateway.networking.x-k8s.io","kind":"XBackend","name":"x"}]}]}}`)
+	v.until("the route to the XBackend", func() bool { return v.there("HTTPRoute default/to-x") })
+	if order := v.order("XBackend default/x", "HTTPRoute default/to-x"); order != "XBackend default/x, HTTPRoute default/to-x" {
 		t.Errorf("delivered in the order %q", order)
 	}
 	s.remove("/api/v1/namespaces/default/services/b")
@@ -91,7 +105,7 @@ func (v *view) order(ids ...string) (out string) {
 	return out
 }
 
-// behind is how to reach the API server by a way on which watches of Services lag.
+// behind is how to reach the API server by a way on which watches of Services and XBackends lag.
 func (s *apiServer) behind(l *lag) *rest.Config {
 	s.t.Helper()
 	to, err := url.Parse(s.host)
@@ -105,7 +119,7 @@ func (s *apiServer) behind(l *lag) *rest.Config {
 		FlushInterval: -1,
 		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
 		ModifyResponse: func(r *http.Response) error {
-			if r.Request.URL.Path == "/api/v1/services" && r.Request.URL.Query().Get("watch") != "" {
+			if slices.Contains([]string{"/api/v1/services", xbackendPath("")}, r.Request.URL.Path) && r.Request.URL.Query().Get("watch") != "" {
 				r.Body = lagging{r.Body, l}
 			}
 			return nil
