@@ -188,7 +188,7 @@ func TestFactsMayTouchObjectsWhileTheyAreAsked(t *testing.T) {
 		asked := 0
 		w.set(func() { w.reached = func() { asked++; wr.Touch([]record.Key{key}) } })
 		wr.Touch([]record.Key{key})
-		time.Sleep(settle + time.Millisecond)
+		time.Sleep(patience + time.Millisecond)
 		synctest.Wait() // it waits for the fleet
 		w.set(func() { w.acked = 2 })
 		wr.Acked()
@@ -205,10 +205,10 @@ func TestFactsMayTouchObjectsWhileTheyAreAsked(t *testing.T) {
 	})
 }
 
-func TestLaggingProxyIsToldAfterSettlingAndACountAloneWritesNothing(t *testing.T) {
+func TestLaggingProxyIsToldAfterAWhileAndACountAloneWritesNothing(t *testing.T) {
 	run(t, func(w *world, wr *Writer) {
 		wr.Touch([]record.Key{key})
-		time.Sleep(settle + time.Millisecond)
+		time.Sleep(patience + time.Millisecond)
 		synctest.Wait()
 		if c, writes := w.programmed(t); writes != 1 || c.Status != metav1.ConditionFalse || c.Message != "0 of 2 proxies" {
 			t.Fatalf("%d writes, %+v", writes, c)

@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	settle   = 300 * time.Millisecond // the first write of a change waits this long for ACKs, so that a healthy change is one write
+	settle   = 300 * time.Millisecond // the first write of a change waits this long for what will be there in a moment
+	patience = time.Second            // and this long for ACKs of a route, so that a healthy change is one write also where proxies or replicas are busy
 	interval = time.Second            // on the long run there is at most one write for each object and second
 	burst    = 3                      // so many come without a pause: that it waits, that it is live, and a change by its author
 	parallel = 8                      // writes under way in one member cluster
@@ -252,6 +253,8 @@ func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Durat
 	}
 	pause := time.Duration(0)
 	switch {
+	case m.due && !want.rejected && len(want.waits) > 0 && k.Kind == record.KindRoute:
+		pause = patience - now.Sub(m.since)
 	case m.due && !want.rejected && (len(want.waits) > 0 || want.pending):
 		pause = settle - now.Sub(m.since)
 	case !m.due && len(want.waits) > 0 && !want.rejected: // a changed count alone causes no write
