@@ -37,6 +37,7 @@ type world struct {
 	writes  int
 	refuse  bool   // the API server takes no status
 	reached func() // called whenever the fleet is asked for
+	read    func() // called once, when the route has been read
 	told    []member.Notice
 }
 
@@ -74,9 +75,14 @@ func (hangs) ReadStatus(ctx context.Context, _, _, _ string) ([]byte, string, er
 
 func (w *world) Route(record.Key) (assemble.RouteStatus, bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.asked++
-	return w.route, true
+	route, read := w.route, w.read
+	w.read = nil
+	w.mu.Unlock()
+	if read != nil {
+		read()
+	}
+	return route, true
 }
 
 func (w *world) Converged(string, uint64, record.Key) Convergence {
@@ -178,6 +184,32 @@ func TestHealthyChangeIsOneWrite(t *testing.T) {
 		time.Sleep(time.Minute)
 		if _, writes := w.programmed(t); writes != 1 {
 			t.Errorf("%d writes after a quiet minute", writes)
+		}
+	})
+}
+
+// TestAChangeWhileTheStatusIsComposedIsTold: of 8,000 changed routes under load one was never told to be live.
+func TestAChangeWhileTheStatusIsComposedIsTold(t *testing.T) {
+	run(t, func(w *world, wr *Writer) {
+		changed := false
+		w.set(func() {
+			w.acked = 2
+			w.read = func() {
+				w.set(func() {
+					changed = true
+					p := w.route.Parents[0]
+					p.Conditions = slices.Clone(p.Conditions)
+					p.Conditions[0].ObservedGeneration = 2
+					w.route.Object.Generation, w.route.Parents = 2, []assemble.ParentStatus{p}
+				})
+				wr.Touch([]record.Key{key})
+			}
+		})
+		wr.Touch([]record.Key{key})
+		time.Sleep((burst + 1) * interval)
+		synctest.Wait()
+		if c, _ := w.programmed(t); !changed || c.ObservedGeneration != 2 {
+			t.Errorf("what was composed before the change stays: %+v", c)
 		}
 	})
 }

@@ -242,22 +242,24 @@ func (w *Writer) waitedFor(l *lane) []string {
 
 // consider writes one object if its time has come; it gives how long to wait where it has not.
 func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Duration {
+	m, due, since := w.take(l, k)
 	want, known := w.compose(k)
 	now := w.Now()
 	w.mu.Lock()
-	m := l.dirty[k]
 	if !known {
-		delete(l.dirty, k)
+		if !m.due {
+			delete(l.dirty, k)
+		}
 		w.mu.Unlock()
 		return 0
 	}
 	pause := time.Duration(0)
 	switch {
-	case m.due && !want.rejected && len(want.waits) > 0 && k.Kind == record.KindRoute:
-		pause = patience - now.Sub(m.since)
-	case m.due && !want.rejected && (len(want.waits) > 0 || want.pending):
-		pause = settle - now.Sub(m.since)
-	case !m.due && len(want.waits) > 0 && !want.rejected: // a changed count alone causes no write
+	case due && !want.rejected && len(want.waits) > 0 && k.Kind == record.KindRoute:
+		pause = patience - now.Sub(since)
+	case due && !want.rejected && (len(want.waits) > 0 || want.pending):
+		pause = settle - now.Sub(since)
+	case !due && len(want.waits) > 0 && !want.rejected: // a changed count alone causes no write
 		w.mu.Unlock()
 		return 0
 	}
@@ -265,11 +267,11 @@ func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Durat
 		pause = max(pause, time.Duration(lack*float64(interval)))
 	}
 	if pause > 0 {
-		m.due = true
+		m.due, m.since = true, since
 		w.mu.Unlock()
 		return pause
 	}
-	m.due, m.waits = false, want.waits
+	m.waits = want.waits
 	w.mu.Unlock()
 	wrote, err := w.write(ctx, k, want)
 	w.mu.Lock()
@@ -285,6 +287,16 @@ func (w *Writer) consider(ctx context.Context, l *lane, k record.Key) time.Durat
 		w.Logger.Warn("status not written, it is tried again", "object", fmt.Sprintf("%s %s/%s", k.Kind, k.Namespace, k.Name), "err", err)
 	}
 	return interval
+}
+
+// take notes that an object is being considered: who touches it from now on means what is not composed yet.
+func (w *Writer) take(l *lane, k record.Key) (m *mark, due bool, since time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m = l.dirty[k]
+	due, since = m.due, m.since
+	m.due = false
+	return m, due, since
 }
 
 // composed makes the status once the present one has been read.
