@@ -18,7 +18,7 @@ var ownResults = flag.String("own-results", "", "a file to which the outcome of 
 
 // own are tests of our own in the suite's form, written from the GEPs, of features that version 1.7 of the suite names and does not test. Their names begin with Own, by which the
 // command conformance tells them from the suite's.
-var own = []suite.ConformanceTest{ownAddressRoutability, ownAddressRoutabilityCluster, ownTrustBundleFrontend, ownTrustBundleBackend, ownXBackend}
+var own = []suite.ConformanceTest{ownAddressRoutability, ownAddressRoutabilityCluster, ownListenerFilters, ownListenerFiltersRefused, ownTrustBundleFrontend, ownTrustBundleBackend, ownXBackend}
 
 //go:embed own
 var manifests embed.FS
