@@ -59,6 +59,22 @@ func (m *memory) write(verb string, s *corev1.Service) error {
 	return nil
 }
 
+// refuses has every write fail from now on, nil = none.
+func (m *memory) refuses(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refuse = err
+}
+
+// written gives what was written since it was asked last.
+func (m *memory) written() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	writes := m.writes
+	m.writes = nil
+	return writes
+}
+
 func (m *memory) Create(_ context.Context, s *corev1.Service) error {
 	s.Name = s.GenerateName + "x"
 	return m.write("create", s)
@@ -144,28 +160,27 @@ func TestKeeper(t *testing.T) {
 			Tell:   func(s Selection, problem string) { told = append(told, fmt.Sprint(s.Name, ": ", problem)) }})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		m.refuses(errors.New("quota"))
 		go func() { _ = k.Run(ctx) }()
 		step := func(what string, writes ...string) {
 			t.Helper()
-			m.writes = nil
 			k.Touch("shop", "pods")
 			synctest.Wait()
-			if !slices.Equal(m.writes, writes) {
-				t.Errorf("%s: %q, want %q", what, m.writes, writes)
+			if got := m.written(); !slices.Equal(got, writes) {
+				t.Errorf("%s: %q, want %q", what, got, writes)
 			}
 		}
-		m.refuse = errors.New("quota")
 		synctest.Wait()
 		time.Sleep(10 * time.Second) // of the bubble's clock: it is tried again meanwhile
 		synctest.Wait()
 		if !slices.Equal(told, []string{"pods: quota"}) {
 			t.Errorf("told %q", told)
 		}
-		m.refuse = nil
+		m.refuses(nil)
 		time.Sleep(longest)
 		synctest.Wait()
-		if !slices.Equal(m.writes, []string{"create xbackend-pods-x"}) || !slices.Equal(told, []string{"pods: quota", "pods: "}) {
-			t.Errorf("after a refusal: %q, told %q", m.writes, told)
+		if writes := m.written(); !slices.Equal(writes, []string{"create xbackend-pods-x"}) || !slices.Equal(told, []string{"pods: quota", "pods: "}) {
+			t.Errorf("after a refusal: %q, told %q", writes, told)
 		}
 		step("again")
 		moved := selection
