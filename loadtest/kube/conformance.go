@@ -64,7 +64,7 @@ func newConformanceCommand(at directory) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.install, "install", "", "the manifest that installs Fleetgate (default: deploy/install.yaml of the repository; \"none\": it runs already)")
+	f.StringVar(&s.install, "install", "", "the manifest that installs Fleetgate (default: the one in deploy of the repository for the channel; \"none\": it runs already)")
 	f.StringVar(&s.class, "class", "fleetgate", "the name of the GatewayClass")
 	f.StringVar(&s.out, "out", "", "the directory of report, results and log (default: conformance, beside the clusters' state)")
 	f.StringArrayVar(&s.tests, "test", nil, "run this test only; may be repeated")
@@ -85,9 +85,6 @@ func (s suiteRun) run(ctx context.Context, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if s.install == "" {
-		s.install = filepath.Join(root, "deploy", "install.yaml")
-	}
 	if s.out == "" {
 		s.out = filepath.Join(filepath.Dir(s.Dir), "conformance")
 	}
@@ -102,6 +99,13 @@ func (s suiteRun) run(ctx context.Context, out, progress io.Writer) error {
 		return err
 	}
 	defer down()
+	switch {
+	case s.install != "":
+	case r.State().Channel == experimental:
+		s.install = filepath.Join(root, "deploy", "install-without-gateway-api.yaml")
+	default:
+		s.install = filepath.Join(root, "deploy", "install.yaml")
+	}
 	if err := s.prepare(ctx, r, progress); err != nil {
 		return err
 	}

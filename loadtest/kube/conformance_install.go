@@ -16,7 +16,7 @@ import (
 	"github.com/fleetgate/fleetgate/loadtest/kube/rig"
 )
 
-// experimental is the channel of the Gateway API whose CRDs install.yaml does not have.
+// experimental is the channel of the Gateway API whose CRDs install.yaml does not have: those of the standard channel, which it has, would take that channel's fields away.
 const experimental = "experimental"
 
 // home is the namespace of deploy/install.yaml.
@@ -44,11 +44,7 @@ func (s suiteRun) prepare(ctx context.Context, r *rig.Rig, progress io.Writer) e
 	}
 	k := client{r: r, c: r.Cluster(0), progress: progress}
 	if s.install != "none" {
-		install, err := s.manifest(r)
-		if err != nil {
-			return err
-		}
-		if err := k.do(ctx, "apply", "--server-side", "-f", install); err != nil {
+		if err := k.do(ctx, "apply", "--server-side", "-f", s.install); err != nil {
 			return err
 		}
 		if len(r.State().Clusters) > 1 {
@@ -69,34 +65,6 @@ func (s suiteRun) prepare(ctx context.Context, r *rig.Rig, progress io.Writer) e
 		}
 	}
 	return nil
-}
-
-// manifest is the file to install from. Where the clusters have the CRDs of the experimental channel it is one without the Gateway API's: those of the standard channel, which the file
-// has, would take that channel's fields away.
-func (s suiteRun) manifest(r *rig.Rig) (string, error) {
-	if r.State().Channel != experimental {
-		return s.install, nil
-	}
-	text, err := os.ReadFile(s.install)
-	if err != nil {
-		return "", fmt.Errorf("read the manifest to install: %w", err)
-	}
-	to := filepath.Join(s.out, "install.yaml")
-	if err := os.WriteFile(to, []byte(withoutGatewayAPI(string(text))), 0o644); err != nil {
-		return "", fmt.Errorf("write the manifest to install: %w", err)
-	}
-	return to, nil
-}
-
-// withoutGatewayAPI leaves out the documents that are CRDs of the Gateway API.
-func withoutGatewayAPI(manifest string) string {
-	var out []string
-	for doc := range strings.SplitSeq(manifest, "\n---\n") {
-		if !strings.Contains(doc, "\nkind: CustomResourceDefinition\n") || !strings.Contains(doc, ".gateway.networking.k8s.io\n") {
-			out = append(out, doc)
-		}
-	}
-	return strings.Join(out, "\n---\n")
 }
 
 // join makes all clusters but the first member clusters: their kubeconfigs in a Secret, and a --cluster for each.

@@ -90,15 +90,3 @@ succeededProvisionalTests: [One, Two]
 		}
 	}
 }
-
-// TestInstallWithoutTheGatewayAPI: an installation in a cluster of the experimental channel leaves that cluster's CRDs alone, and brings all the rest.
-func TestInstallWithoutTheGatewayAPI(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "install.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	whole, rest := strings.Split(string(text), "\n---\n"), withoutGatewayAPI(string(text))
-	if got := len(strings.Split(rest, "\n---\n")); got != len(whole)-10 || strings.Contains(rest, "\n  name: gateways.gateway.networking.k8s.io\n") || !strings.Contains(rest, "envoyfleets.fleetgate.io") {
-		t.Errorf("%d documents of %d are left", got, len(whole))
-	}
-}
