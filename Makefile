@@ -33,9 +33,9 @@ check: $(GO) $(ENVOY) $(LINT) ## What a change must pass: go vet, golangci-lint,
 test: $(GO) $(ENVOY) $(KUBE) ## All that must hold, race detector on: a tenth of `measure`, and on local Kubernetes the conformance suite and the first lab; what CI runs
 	@$(if $(RACE),,echo "test: no C compiler, so without the race detector: install gcc to have it")
 	$(GO) test $(RACE) -timeout 14m $$($(GO) list ./... | grep -v /loadtest)
-	$(GO) test $(RACE) -timeout 14m ./loadtest
-	$(GO) test $(RACE) -p 2 -timeout 20m ./loadtest/kube/... ./loadtest/lab
-	$(GO) test -timeout 14m ./loadtest/schema
+	$(GO) test $(RACE) -p 2 -timeout 20m ./loadtest ./loadtest/lab
+	$(GO) test $(RACE) -p 1 -timeout 20m ./loadtest/kube/...
+	$(GO) test -timeout 14m ./loadtest/schema ./translate/...
 
 lab: $(GO) $(ENVOY) $(KUBE) ## The first lab on a local Kubernetes, from install to uninstall: three minutes
 	$(GO) test -v -timeout 30m ./loadtest/lab

@@ -26,7 +26,7 @@ import (
 const exitFindings = 2
 
 // atOnce is how many of the suite's parallel tests run at the same time.
-const atOnce = 16
+const atOnce = 8
 
 // suiteRun is what the command conformance is told.
 type suiteRun struct {

@@ -20,7 +20,7 @@ import (
 // TestIncrementalAgainstFull makes random edits and holds every step against a State that got all records at once.
 func TestIncrementalAgainstFull(t *testing.T) {
 	sequences := 2000
-	if testing.Short() {
+	if testing.Short() || raced {
 		sequences = 150
 	}
 	for seed := range sequences {
