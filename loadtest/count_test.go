@@ -90,6 +90,7 @@ func TestEachChangeIsCompiledOnce(t *testing.T) {
 
 // TestMeasureLeaks: after many changes and kills of its peers a replica has as many goroutines and open files as at the start.
 func TestMeasureLeaks(t *testing.T) {
+	long(t)
 	manifests, spaces := spread(3)
 	r := start(t, manifests)
 	for _, ns := range spaces {

@@ -40,6 +40,7 @@ func drainSoon(t *testing.T) {
 // breaks, and every byte comes back. The Envoys cut what they drain soon, and the connections talk until nothing is being drained any more. That this would be seen is shown
 // last: a listener that is removed takes a connection with it.
 func TestMeasureKeptConnections(t *testing.T) {
+	long(t)
 	drainSoon(t)
 	c := newChurn(t)
 	c.sees("the route in use", "/talk", "X-Turn", "t0")

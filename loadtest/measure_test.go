@@ -140,6 +140,7 @@ func swap(t *testing.T, n int, args ...string) (sent, bad int, why map[string]in
 
 // TestMeasureSwaps: changing which backend a route uses, each time a new cluster, loses no request; without the gate it does.
 func TestMeasureSwaps(t *testing.T) {
+	long(t)
 	n := times(1000)
 	sent, bad, why, took := swap(t, n)
 	row(t, "backend swaps under load", "%d swaps in %v, %d requests, %d not 200", n, took.Round(time.Millisecond), sent, bad)
@@ -155,6 +156,7 @@ func TestMeasureSwaps(t *testing.T) {
 
 // TestMeasureKills: kill -9 of each replica in turn under 500 requests a second.
 func TestMeasureKills(t *testing.T) {
+	long(t)
 	manifests := map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "web"), "route.yaml": route("default", "web", "/", "web")}
 	spaces := []string{"team-001", "team-002", "team-003", "team-004", "team-005", "team-006"}
 	for _, ns := range spaces {

@@ -25,6 +25,14 @@ import (
 // full tells whether everything is measured, or a tenth as a test.
 var full = os.Getenv("FLEETGATE_MEASURE") == "1"
 
+// long skips what takes too long for the inner loop.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("short: make test runs it")
+	}
+}
+
 // times gives n, or a tenth of it.
 func times(n int) int {
 	if full {
