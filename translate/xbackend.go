@@ -92,10 +92,10 @@ func compileXBackend(v *view, k record.Key, name string) compiled {
 
 // refsOfBackend are the records that a backend's needs.
 func refsOfBackend(b record.Backend) []record.Key {
-	if b.TLS == nil || b.TLS.ClientKey == nil {
-		return nil
+	if k := b.ClientKey(); k != nil {
+		return []record.Key{*k}
 	}
-	return []record.Key{*b.TLS.ClientKey}
+	return nil
 }
 
 // compileXEndpoints makes the load assignment of an XBackend: of the pods that it selects, or of its hostname where the cluster is a listener's; the cluster of a host has its own.

@@ -113,7 +113,7 @@ func (f *fleet) refreshStreams() []Resource {
 func (f *fleet) shows(d *dirt, s *State) bool {
 	asks := func(backends map[record.Key]bool) bool {
 		for k := range backends {
-			if b := as[record.Backend](s.entries[k]); b != nil && b.TLS != nil && b.TLS.ClientKey != nil {
+			if as[record.Backend](s.entries[k]).ClientKey() != nil {
 				return true
 			}
 		}
@@ -236,8 +236,8 @@ func (s *State) cluster(k record.Key) (string, bool) {
 	if b == nil || b.Missing {
 		return record.ClusterName(k), false
 	}
-	if b.TLS != nil && b.TLS.ClientKey != nil {
-		secret := as[record.Secret](s.entries[*b.TLS.ClientKey])
+	if shown := b.ClientKey(); shown != nil {
+		secret := as[record.Secret](s.entries[*shown])
 		return record.ClusterName(k), secret != nil && secret.Problem == nil
 	}
 	return record.ClusterName(k), true

@@ -339,8 +339,8 @@ func (g *gateway) place(k record.Key, s *served, bindings []binding) (touched, p
 func (g *gateway) shownSecrets(s *State) []record.Key {
 	var out []record.Key
 	for _, k := range g.reached() {
-		if b := as[record.Backend](s.entries[k]); b != nil && b.TLS != nil && b.TLS.ClientKey != nil {
-			out = append(out, *b.TLS.ClientKey)
+		if shown := as[record.Backend](s.entries[k]).ClientKey(); shown != nil {
+			out = append(out, *shown)
 		}
 	}
 	return out

@@ -68,8 +68,8 @@ func (s *State) withBackends(r *record.Route, d *decoded, a *attachment) *record
 		if b.TLS == nil || !b.TLS.Own {
 			continue
 		}
-		if b.TLS.ClientKey != nil {
-			if secret := as[record.Secret](s.entries[*b.TLS.ClientKey]); secret != nil && secret.Problem != nil {
+		if shown := b.ClientKey(); shown != nil {
+			if secret := as[record.Secret](s.entries[*shown]); secret != nil && secret.Problem != nil {
 				add(secret.Problem)
 			}
 		}
@@ -83,11 +83,17 @@ func (s *State) withBackends(r *record.Route, d *decoded, a *attachment) *record
 
 // describe names the object that a backend is made of.
 func describe(backend record.Key) string {
-	service, _, _ := strings.Cut(backend.Name, "/")
-	if kind, name, ok := strings.Cut(service, ":"); ok {
-		return fmt.Sprintf("%s %s/%s", kind, backend.Namespace, name)
+	kind, name := objectOf(backend)
+	return fmt.Sprintf("%s %s/%s", kind, backend.Namespace, name)
+}
+
+// objectOf gives kind and name of the object that a backend is made of: a Service, unless the backend's name begins with another kind.
+func objectOf(backend record.Key) (kind, name string) {
+	object, _, _ := strings.Cut(backend.Name, "/")
+	if kind, name, ok := strings.Cut(object, ":"); ok {
+		return kind, name
 	}
-	return fmt.Sprintf("Service %s/%s", backend.Namespace, service)
+	return "Service", object
 }
 
 // passes is a listener where the route is bound that passes TLS through, nil = none.

@@ -86,9 +86,8 @@ func (s *State) selections(w *work) []record.Key {
 
 // policyOf gives the policy record of an XBackend by the key of a backend that it becomes.
 func policyOf(backend record.Key) (record.Key, bool) {
-	service, _, _ := strings.Cut(backend.Name, "/")
-	kind, name, ok := strings.Cut(service, ":")
-	if backend.Kind != record.KindBackend || !ok || kind != kindXBackend {
+	kind, name := objectOf(backend)
+	if backend.Kind != record.KindBackend || kind != kindXBackend {
 		return record.Key{}, false
 	}
 	backend.Kind, backend.Name = record.KindPolicy, record.Join(kindXBackend, name)

@@ -293,6 +293,14 @@ type Backend struct {
 	Named bool `json:",omitempty"`
 }
 
+// ClientKey is the record of the certificate that proxies show the backend because it asks for one of its own, nil = it does not; of no backend either.
+func (b *Backend) ClientKey() *Key {
+	if b == nil || b.TLS == nil {
+		return nil
+	}
+	return b.TLS.ClientKey
+}
+
 // BackendTLS is TLS towards a backend.
 type BackendTLS struct {
 	ServerName string        // SNI, and the name in the certificate where Names is empty
