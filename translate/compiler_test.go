@@ -22,11 +22,14 @@ import (
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
-const lab = `kind: GatewayClass
+// envoyClass is a GatewayClass of ours, for Gateways to name.
+const envoyClass = `kind: GatewayClass
 metadata: {name: envoy}
 spec: {controllerName: fleetgate.io/gatewayclass-controller}
 ---
-kind: Gateway
+`
+
+const lab = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec: {gatewayClassName: envoy, listeners: [{name: http, port: 8080, protocol: HTTP}]}
 ---

@@ -63,11 +63,7 @@ func obey(asked *atomic.Int64) func(http.ResponseWriter, *http.Request) int {
 	}
 }
 
-const filteredGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const filteredGateway = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec:
   gatewayClassName: envoy

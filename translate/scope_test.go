@@ -5,11 +5,7 @@ import (
 	"testing"
 )
 
-const defaultManifests = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const defaultManifests = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec: {gatewayClassName: envoy, defaultScope: All, listeners: [{name: http, port: {port http}, protocol: HTTP}, {name: tcp, port: {port tcp}, protocol: TCP}]}
 ---

@@ -33,11 +33,7 @@ func endpointsOf(t *testing.T, name string, addresses ...string) string {
 	return strings.Replace(slicesOf(name, "TCP", port), "127.0.0.1", strings.Join(addresses, ", "), 1)
 }
 
-const sessionManifests = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const sessionManifests = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec:
   gatewayClassName: envoy

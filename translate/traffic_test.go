@@ -196,9 +196,18 @@ func startProxy(t *testing.T, xds string, more ...string) {
 // backend answers each connection with its name and what the first line was.
 func backend(t *testing.T, name string) (port string) {
 	t.Helper()
+	return secureBackend(t, name, nil)
+}
+
+// secureBackend is a backend that speaks TLS, unless config is nil.
+func secureBackend(t *testing.T, name string, config *tls.Config) (port string) {
+	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if config != nil {
+		lis = tls.NewListener(lis, config)
 	}
 	t.Cleanup(func() { _ = lis.Close() })
 	answer(lis, name)
@@ -313,21 +322,13 @@ func secretOf(name string, p pair) string {
 }
 
 // httpGateway is a Gateway with one listener, for tests that have nothing to say of it.
-const httpGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const httpGateway = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec: {gatewayClassName: envoy, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
 ---
 `
 
-const streamGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const streamGateway = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec:
   gatewayClassName: envoy
@@ -372,13 +373,7 @@ spec: {ports: [{port: 80}]}`
 // TestRealEnvoyForwardsStreams: TCP by weight with the parts of what is not there refused, the oldest route, UDP, and TLS passed through and ended on one port.
 func TestRealEnvoyForwardsStreams(t *testing.T) {
 	cert, _ := tls.X509KeyPair(certificates()["ecdsa"].cert, certificates()["ecdsa"].key)
-	secure, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = secure.Close() }()
-	answer(secure, "secure")
-	_, securePort, _ := net.SplitHostPort(secure.Addr().String())
+	securePort := secureBackend(t, "secure", &tls.Config{Certificates: []tls.Certificate{cert}})
 	r := run(t, streamGateway+secretOf("cert", certificates()["ecdsa"])+slicesOf("one", "TCP", backend(t, "one"))+slicesOf("two", "TCP", backend(t, "two"))+
 		slicesOf("three", "TCP", backend(t, "three"))+slicesOf("secure", "TCP", securePort)+slicesOf("datagrams", "UDP", packets(t, "datagrams"))+streamRoutes)
 
@@ -410,11 +405,7 @@ func TestRealEnvoyForwardsStreams(t *testing.T) {
 	}
 }
 
-const secureGateway = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const secureGateway = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec:
   gatewayClassName: envoy
@@ -454,13 +445,7 @@ func TestRealEnvoyVerifiesBackends(t *testing.T) {
 	secure.StartTLS()
 	defer secure.Close()
 	_, port, _ := net.SplitHostPort(secure.Listener.Addr().String())
-	echoing, err := tls.Listen("tcp", "127.0.0.1:0", secure.TLS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = echoing.Close() }()
-	answer(echoing, "secure")
-	_, echo, _ := net.SplitHostPort(echoing.Addr().String())
+	echo := secureBackend(t, "secure", secure.TLS)
 
 	manifests := secureGateway + slicesOf("echo", "TCP", echo) + tlsPolicy("echo", "{caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}], hostname: a.example}") + secretOf("cert", p) + slicesOf("plain", "TCP", backend(t, "plain"))
 	for _, name := range []string{"right", "name", "system", "nobody"} {

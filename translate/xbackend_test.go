@@ -56,11 +56,7 @@ spec:
 }
 
 // mutual is a gateway with a certificate of its own for backends.
-const mutual = `kind: GatewayClass
-metadata: {name: envoy}
-spec: {controllerName: fleetgate.io/gatewayclass-controller}
----
-kind: Gateway
+const mutual = envoyClass + `kind: Gateway
 metadata: {namespace: shop, name: gw}
 spec: {gatewayClassName: envoy, tls: {backend: {clientCertificateRef: {name: gateway}}}, listeners: [{name: http, port: {port http}, protocol: HTTP}]}
 ---
@@ -98,13 +94,7 @@ func TestRealEnvoyForwardsStreamsToHosts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secure, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = secure.Close() }()
-	answer(secure, "secure")
-	_, securePort, _ := net.SplitHostPort(secure.Addr().String())
+	securePort := secureBackend(t, "secure", &tls.Config{Certificates: []tls.Certificate{cert}})
 	host := func(name, port, more string) string {
 		made, _, _ := strings.Cut(xbackend(name, port, ", protocol: TCP"+more), "kind: HTTPRoute")
 		return made
