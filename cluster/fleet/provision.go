@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
-	"sync"
-	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/fleetgate/fleetgate/cluster/keep"
 )
 
 // Cluster is a member cluster as the provisioner needs it.
@@ -59,41 +57,11 @@ type Config struct {
 // Provisioner keeps the fleets of one member cluster as they should be. It runs on the leader alone.
 type Provisioner struct {
 	Config
-
-	mu    sync.Mutex
-	dirty map[[2]string]bool
-	wake  chan struct{}
-	tries map[attempt]*try
-}
-
-// attempt is at a fleet, or at an address that is asked for, by the Service that is there for it. The one does not wait for the other.
-type attempt struct {
-	fleet   [2]string
-	service string // "" = at all else
-}
-
-// try is what came of the last attempt at something that is not as it should be.
-type try struct {
-	problem string
-	pause   time.Duration
-	next    time.Time
+	*keep.Queue
 }
 
 // NewProvisioner does nothing before Run.
-func NewProvisioner(c Config) *Provisioner {
-	return &Provisioner{Config: c, dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[attempt]*try{}}
-}
-
-// Touch has a Gateway's fleet looked at; it does not block.
-func (p *Provisioner) Touch(namespace, name string) {
-	p.mu.Lock()
-	p.dirty[[2]string{namespace, name}] = true
-	p.mu.Unlock()
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
+func NewProvisioner(c Config) *Provisioner { return &Provisioner{c, keep.NewQueue()} }
 
 // Run provisions until ctx ends.
 func (p *Provisioner) Run(ctx context.Context) error {
@@ -104,43 +72,8 @@ func (p *Provisioner) Run(ctx context.Context) error {
 	for _, g := range append(p.All(), view.Gateways()...) {
 		p.Touch(g[0], g[1])
 	}
-	retry := time.NewTicker(time.Second)
-	defer retry.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-p.wake:
-		case <-retry.C:
-		}
-		var under errgroup.Group
-		under.SetLimit(8)
-		for _, g := range p.due() {
-			under.Go(func() error { p.keep(ctx, view, g); return nil })
-		}
-		_ = under.Wait() // its functions give no errors
-	}
-}
-
-// due takes the Gateways that were touched, and those whose next try has come.
-func (p *Provisioner) due() [][2]string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	for a, t := range p.tries {
-		if !now.Before(t.next) {
-			p.dirty[a.fleet] = true
-		}
-	}
-	var out [][2]string
-	for g := range p.dirty {
-		if t := p.tries[attempt{fleet: g}]; t != nil && now.Before(t.next) {
-			continue // stays dirty
-		}
-		out = append(out, g)
-		delete(p.dirty, g)
-	}
-	return out
+	p.Work(ctx, func(id keep.ID) { p.keep(ctx, view, id) })
+	return nil
 }
 
 // keep makes one fleet what it should be, and tells of it.
@@ -152,12 +85,12 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 		return
 	case Forget:
 		p.settle(id, nil)
-		p.note(attempt{fleet: id}, nil)
+		p.note(keep.Attempt{Of: id}, nil)
 		p.tell(ctx, id, nil)
 		return
 	case Remove:
 		p.settle(id, nil)
-		p.note(attempt{fleet: id}, p.remove(ctx, have))
+		p.note(keep.Attempt{Of: id}, p.remove(ctx, have))
 		p.tell(ctx, id, nil)
 		return
 	}
@@ -169,7 +102,7 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 	if ctx.Err() != nil {
 		return
 	}
-	p.note(attempt{fleet: id}, err)
+	p.note(keep.Attempt{Of: id}, err)
 	row := rowOf(g, want, have)
 	row.Refused = p.settle(id, lacking)
 	if err != nil {
@@ -188,7 +121,7 @@ func (p *Provisioner) apply(ctx context.Context, id [2]string, want, have []Obje
 	var errs []error
 	for _, o := range lacking {
 		if o.annotation(AnnotationAddress) != "" {
-			p.address(ctx, attempt{id, o.Name()}, o, !there[o.id()])
+			p.address(ctx, keep.Attempt{Of: id, Part: o.Name()}, o, !there[o.id()])
 			continue
 		}
 		p.Log.Info("applying", "object", o.String())
@@ -203,11 +136,8 @@ func (p *Provisioner) apply(ctx context.Context, id [2]string, want, have []Obje
 }
 
 // address applies the Service of an address that is asked for, unless it was refused just now.
-func (p *Provisioner) address(ctx context.Context, a attempt, o Object, create bool) {
-	p.mu.Lock()
-	t := p.tries[a]
-	p.mu.Unlock()
-	if t != nil && time.Now().Before(t.next) {
+func (p *Provisioner) address(ctx context.Context, a keep.Attempt, o Object, create bool) {
+	if p.Waits(a) {
 		return
 	}
 	p.Log.Info("applying", "object", o.String())
@@ -236,47 +166,29 @@ func (p *Provisioner) tell(ctx context.Context, id [2]string, r *Row) {
 		return
 	}
 	if err := p.Tell(ctx, id[0], id[1], r); err != nil && ctx.Err() == nil {
-		p.note(attempt{fleet: id}, fmt.Errorf("telling the group of it: %w", err))
+		p.note(keep.Attempt{Of: id}, fmt.Errorf("telling the group of it: %w", err))
 	}
 }
 
-// note takes up what came of an attempt. A failure is tried again later and later; users hear of it by the Gateway's status, and its events.
-func (p *Provisioner) note(a attempt, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil {
-		delete(p.tries, a)
-		return
-	}
-	t := p.tries[a]
-	if t == nil {
-		t = &try{pause: time.Second / 2}
-		p.tries[a] = t
-	}
-	another := t.problem != err.Error()
-	t.problem, t.pause = err.Error(), min(2*t.pause, time.Minute)
-	t.next = time.Now().Add(t.pause)
-	if another {
-		p.Log.Warn("a fleet is not as it should be, it is tried again", "gateway", a.fleet, "err", err)
+// note takes up what came of an attempt. Users hear of a failure by the Gateway's status, and its events.
+func (p *Provisioner) note(a keep.Attempt, err error) {
+	if p.Note(a, err) && err != nil {
+		p.Log.Warn("a fleet is not as it should be, it is tried again", "gateway", a.Of, "err", err)
 	}
 }
 
 // settle forgets the attempts at addresses that are had, or not wanted any more, and gives those that the cluster refused, with its reason.
 func (p *Provisioner) settle(id [2]string, lacking []Object) []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	lacks := map[string]string{}
 	for _, o := range lacking {
 		lacks[o.Name()] = o.annotation(AnnotationAddress)
 	}
 	var refused []string
-	for a, t := range p.tries {
-		switch address := lacks[a.service]; {
-		case a.fleet != id || a.service == "":
-		case address == "":
-			delete(p.tries, a)
-		default:
-			refused = append(refused, address+": "+t.problem)
+	for service, problem := range p.Failed(id) {
+		if address := lacks[service]; address != "" {
+			refused = append(refused, address+": "+problem)
+		} else {
+			p.note(keep.Attempt{Of: id, Part: service}, nil)
 		}
 	}
 	slices.Sort(refused)

@@ -270,7 +270,7 @@ func TestARefusedAddressIsItsOwnMatter(t *testing.T) {
 		t.Errorf("tried again without a pause: %q", got)
 	}
 	p.Touch("n", "g")
-	if due := p.due(); len(due) != 1 {
+	if due := p.Due(); len(due) != 1 {
 		t.Errorf("the fleet waits for the address: %v", due)
 	}
 	g.Addresses[1].Value = "10.0.0.9"
@@ -299,7 +299,7 @@ func TestAFailureIsToldOnceAndTriedAgain(t *testing.T) {
 		t.Errorf("%q, then %q, row %+v", first, second, m.rows["n/g"])
 	}
 	p.Touch("n", "g")
-	if due := p.due(); len(due) != 0 {
+	if due := p.Due(); len(due) != 0 {
 		t.Errorf("tried again without a pause")
 	}
 	m.refuse = nil

@@ -15,6 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fleetgate/fleetgate/cluster/keep"
 )
 
 var selection = Selection{Namespace: "shop", Name: "pods", UID: "u1", Labels: map[string]string{"app": "web"}, Port: 8080}
@@ -177,7 +179,7 @@ func TestKeeper(t *testing.T) {
 			t.Errorf("told %q", told)
 		}
 		m.refuses(nil)
-		time.Sleep(longest)
+		time.Sleep(keep.Longest)
 		synctest.Wait()
 		if writes := m.written(); !slices.Equal(writes, []string{"create xbackend-pods-x"}) || !slices.Equal(told, []string{"pods: quota", "pods: "}) {
 			t.Errorf("after a refusal: %q, told %q", writes, told)

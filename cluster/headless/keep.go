@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
-	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fleetgate/fleetgate/cluster/keep"
 )
 
 // Cluster is a member cluster as a Keeper needs it.
@@ -44,38 +43,11 @@ type Config struct {
 // Keeper keeps the Services of one member cluster as they should be. It runs on the leader alone.
 type Keeper struct {
 	Config
-
-	mu    sync.Mutex
-	dirty map[[2]string]bool
-	wake  chan struct{}
-	tries map[[2]string]try
+	*keep.Queue
 }
-
-// try is what came of the last attempt at an XBackend whose Service is not as it should be.
-type try struct {
-	problem string
-	pause   time.Duration
-	next    time.Time
-}
-
-// The first pause after a failure, and the longest.
-const shortest, longest = time.Second, time.Minute
 
 // NewKeeper does nothing before Run.
-func NewKeeper(c Config) *Keeper {
-	return &Keeper{Config: c, dirty: map[[2]string]bool{}, wake: make(chan struct{}, 1), tries: map[[2]string]try{}}
-}
-
-// Touch has an XBackend looked at; it does not block.
-func (k *Keeper) Touch(namespace, name string) {
-	k.mu.Lock()
-	k.dirty[[2]string{namespace, name}] = true
-	k.mu.Unlock()
-	select {
-	case k.wake <- struct{}{}:
-	default:
-	}
-}
+func NewKeeper(c Config) *Keeper { return &Keeper{c, keep.NewQueue()} }
 
 // Run keeps the Services until ctx ends.
 func (k *Keeper) Run(ctx context.Context) error {
@@ -86,56 +58,27 @@ func (k *Keeper) Run(ctx context.Context) error {
 	for _, x := range k.All() {
 		k.Touch(x[0], x[1])
 	}
-	retry := time.NewTicker(shortest)
-	defer retry.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-k.wake:
-		case <-retry.C:
-		}
-		var under errgroup.Group
-		under.SetLimit(8)
-		for _, x := range k.due(time.Now()) {
-			under.Go(func() error { k.keep(ctx, services, x); return nil })
-		}
-		_ = under.Wait() // its functions give no errors
-	}
-}
-
-// due takes the XBackends that were touched, and those whose next try has come.
-func (k *Keeper) due(now time.Time) [][2]string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	var out [][2]string
-	for x, t := range k.tries {
-		if !now.Before(t.next) {
-			k.dirty[x] = true
-		}
-	}
-	for x := range k.dirty {
-		if t, failed := k.tries[x]; failed && now.Before(t.next) {
-			continue // stays dirty
-		}
-		out = append(out, x)
-		delete(k.dirty, x)
-	}
-	return out
+	k.Work(ctx, func(id keep.ID) { k.keep(ctx, services, id) })
+	return nil
 }
 
 // keep makes the Service of one XBackend what it should be.
 func (k *Keeper) keep(ctx context.Context, services Services, id [2]string) {
 	want, known := k.Wanted(id[0], id[1])
 	if !known {
-		k.done(id, nil)
+		k.Note(keep.Attempt{Of: id}, nil)
 		return
 	}
 	err := k.follow(ctx, services, plan(want, services.Of(id[0], id[1])))
 	if ctx.Err() != nil {
 		return
 	}
-	if problem, news := k.done(id, err); news && want != nil {
+	news, problem := k.Note(keep.Attempt{Of: id}, err), ""
+	if news && err != nil {
+		problem = err.Error()
+		k.Log.Warn("the pods of an XBackend cannot be found; it is tried again", "namespace", id[0], "xbackend", id[1], "err", err)
+	}
+	if news && want != nil {
 		k.Tell(*want, problem)
 	}
 }
@@ -159,24 +102,4 @@ func (k *Keeper) follow(ctx context.Context, services Services, s steps) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// done notes what came of an attempt; a failure is tried again later and later. It tells whether that is news.
-func (k *Keeper) done(id [2]string, err error) (problem string, news bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	old, failed := k.tries[id]
-	if err == nil {
-		delete(k.tries, id)
-		return "", failed
-	}
-	problem = err.Error()
-	next := try{problem: problem, pause: min(max(2*old.pause, shortest), longest)}
-	next.next = time.Now().Add(next.pause)
-	k.tries[id] = next
-	if old.problem == problem {
-		return problem, false
-	}
-	k.Log.Warn("the pods of an XBackend cannot be found; it is tried again", "namespace", id[0], "xbackend", id[1], "err", err)
-	return problem, true
 }

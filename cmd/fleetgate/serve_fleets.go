@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"log/slog"
 	"slices"
 	"sync"
 
@@ -38,11 +39,16 @@ func (r *replica) provision(ctx context.Context) {
 	}
 	r.provisioners.Store(&made)
 	defer r.provisioners.Store(nil)
+	runAll(ctx, r.log, made, "fleets are not provisioned")
+}
+
+// runAll runs something of each member cluster until ctx ends; failure is what to log where one of them ends before.
+func runAll[T interface{ Run(context.Context) error }](ctx context.Context, log *slog.Logger, byCluster map[string]T, failure string) {
 	var running sync.WaitGroup
-	for name, p := range made {
+	for cluster, one := range byCluster {
 		running.Go(func() {
-			if err := p.Run(ctx); err != nil && ctx.Err() == nil {
-				r.log.Error("fleets are not provisioned", "cluster", name, "err", err)
+			if err := one.Run(ctx); err != nil && ctx.Err() == nil {
+				log.Error(failure, "cluster", cluster, "err", err)
 			}
 		})
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"sync"
 
 	"github.com/fleetgate/fleetgate/cluster/headless"
 	"github.com/fleetgate/fleetgate/cluster/member"
@@ -25,15 +24,7 @@ func (r *replica) selectPods(ctx context.Context) {
 	}
 	r.keepers.Store(&made)
 	defer r.keepers.Store(nil)
-	var running sync.WaitGroup
-	for name, k := range made {
-		running.Go(func() {
-			if err := k.Run(ctx); err != nil && ctx.Err() == nil {
-				r.log.Error("the pods of XBackends are not looked for", "cluster", name, "err", err)
-			}
-		})
-	}
-	running.Wait()
+	runAll(ctx, r.log, made, "the pods of XBackends are not looked for")
 }
 
 // touchSelections has changed XBackends looked at, where this replica leads.
