@@ -134,7 +134,7 @@ func (b backing) slice(at func(pod, int32) int) *discoveryv1.EndpointSlice {
 		of = map[string]string{v1alpha1.LabelXBackend: x, discoveryv1.LabelManagedBy: "dev.fleetgate.io"}
 	}
 	s := &discoveryv1.EndpointSlice{
-		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		TypeMeta:    metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
 		ObjectMeta:  metav1.ObjectMeta{Name: b.service.Name + "-" + b.pod.name, Namespace: b.service.Namespace, Labels: of},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Endpoints: []discoveryv1.Endpoint{{
