@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,6 +39,45 @@ type apiServer struct {
 	etcd string
 	run  *exec.Cmd
 	args []string
+	// applied are the paths of what a part of a test made, where it was lent the API server.
+	applied *[]string
+}
+
+// TestOneAPIServer runs what can share an API server, for it leaves that and its definitions alone.
+func TestOneAPIServer(t *testing.T) {
+	t.Parallel()
+	s := startAPIServer(t)
+	s.installCRDs()
+	s.installXBackends()
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T, *apiServer)
+	}{
+		{"Delivers", delivers},
+		{"StatusOfOthersSurvives", statusOfOthersSurvives},
+		{"BackendBeforeItsRoute", backendBeforeItsRoute},
+		{"Tells", tells},
+		{"RightsSuffice", rightsSuffice},
+		{"KubernetesFindsThePodsOfXBackends", kubernetesFindsThePodsOfXBackends},
+		{"Infrastructure", infrastructure},
+		{"InstallIsHeldNoLongerThanItsClasses", installIsHeldNoLongerThanItsClasses},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.run(t, s.lend(t)) })
+	}
+}
+
+// lend gives the API server to a part of a test; what is applied there is removed when that ends.
+func (s *apiServer) lend(t *testing.T) *apiServer {
+	lent := *s
+	lent.t, lent.applied = t, new([]string)
+	t.Cleanup(func() {
+		for _, path := range slices.Backward(*lent.applied) {
+			if err := lent.do("DELETE", path+"?gracePeriodSeconds=0", "", "", nil); err != nil && !strings.Contains(err.Error(), "404") {
+				t.Error(err)
+			}
+		}
+	})
+	return &lent
 }
 
 // binaries finds the directory of etcd and kube-apiserver.
@@ -72,7 +112,7 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-// startAPIServer starts an empty cluster; every test has its own.
+// startAPIServer starts an empty cluster.
 func startAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	bin := binaries(t)
@@ -176,7 +216,7 @@ func (s *apiServer) pki() {
 
 // do sends a request as the administrator; answer, if given, gets the body.
 func (s *apiServer) do(method, path, contentType, body string, answer *[]byte) error {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 20*time.Second) // also while a test cleans up
 	defer cancel()
 	client, err := rest.HTTPClientFor(s.config(adminToken))
 	if err != nil {
@@ -209,6 +249,9 @@ func (s *apiServer) apply(path, object string) {
 	s.t.Helper()
 	if err := s.do("PATCH", path+"?fieldManager=somebody&force=true", "application/apply-patch+yaml", object, nil); err != nil {
 		s.t.Fatal(err)
+	}
+	if s.applied != nil {
+		*s.applied = append(*s.applied, path)
 	}
 }
 

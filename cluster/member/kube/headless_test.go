@@ -129,10 +129,9 @@ func (w *selected) keeper(t *testing.T, s *apiServer) *headless.Keeper {
 	return k
 }
 
-// TestKubernetesFindsThePodsOfXBackends: with the rights of deploy, and two leaders at once, there is one Service in the end; its EndpointSlices bear the XBackend's UID, hold the pods that are
+// kubernetesFindsThePodsOfXBackends: with the rights of deploy, and two leaders at once, there is one Service in the end; its EndpointSlices bear the XBackend's UID, hold the pods that are
 // ready, follow labels and port, and go with the XBackend.
-func TestKubernetesFindsThePodsOfXBackends(t *testing.T) {
-	s := startAPIServer(t)
+func kubernetesFindsThePodsOfXBackends(t *testing.T, s *apiServer) {
 	s.startControllers()
 	for _, file := range []string{"rbac.yaml", "fleets-rbac.yaml"} {
 		for _, m := range manifests(t, file) {
@@ -141,7 +140,6 @@ func TestKubernetesFindsThePodsOfXBackends(t *testing.T) {
 			}
 		}
 	}
-	s.installXBackends()
 	s.apply("/api/v1/namespaces/shop", `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}}`)
 	s.apply("/api/v1/nodes/n", `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n"}}`)
 	s.pod("a", `{"app":"web"}`, "192.0.2.1")

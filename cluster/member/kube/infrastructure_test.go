@@ -18,9 +18,8 @@ import (
 	"github.com/fleetgate/fleetgate/cluster/fleet"
 )
 
-// TestInfrastructure shares one API server: each part has objects of its own.
-func TestInfrastructure(t *testing.T) {
-	s := startAPIServer(t)
+// infrastructure: what fleets need of a cluster; each part has objects of its own.
+func infrastructure(t *testing.T, s *apiServer) {
 	i, err := NewInfrastructure(Config{Name: "home", Connect: s.config(adminToken)})
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,6 @@ const (
 
 func (s *apiServer) installed(t *testing.T) {
 	t.Helper()
-	s.installCRDs()
 	s.apply("/api/v1/namespaces/fleetgate-system", `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"fleetgate-system"}}`)
 	s.apply(accountPath, `{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"fleetgate","namespace":"fleetgate-system"}}`)
 	for _, file := range []string{"rbac.yaml", "release-rbac.yaml"} {
@@ -35,9 +34,8 @@ func (s *apiServer) scale(replicas int) {
 		"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}`, replicas))
 }
 
-// TestInstallIsHeldNoLongerThanItsClasses: with the rights of deploy alone, and with those that are left of them while they are deleted.
-func TestInstallIsHeldNoLongerThanItsClasses(t *testing.T) {
-	s := startAPIServer(t)
+// installIsHeldNoLongerThanItsClasses: with the rights of deploy alone, and with those that are left of them while they are deleted.
+func installIsHeldNoLongerThanItsClasses(t *testing.T, s *apiServer) {
 	s.installed(t)
 	home, err := NewHome(s.config(fleetgateToken), "fleetgate-0", "fleetgate-system")
 	if err != nil {

@@ -52,12 +52,9 @@ func TestBackendsOfRoutes(t *testing.T) {
 	}
 }
 
-// TestBackendBeforeItsRoute: the watches of Services and XBackends lag behind that of routes, and yet no route is delivered before the backend that was there when it was made; a route to a
+// backendBeforeItsRoute: the watches of Services and XBackends lag behind that of routes, and yet no route is delivered before the backend that was there when it was made; a route to a
 // Service that does not exist is not held up.
-func TestBackendBeforeItsRoute(t *testing.T) {
-	s := startAPIServer(t)
-	s.installCRDs()
-	s.installXBackends()
+func backendBeforeItsRoute(t *testing.T, s *apiServer) {
 	var lag lag
 	_, v := follow(t, s.behind(&lag))
 	v.synced()

@@ -114,10 +114,8 @@ func (s *apiServer) install(t *testing.T, file string) {
 	}
 }
 
-// TestRightsSuffice: with the rights of deploy/rbac.yaml alone everything works; when they are taken away nothing that was delivered is deleted, and it is told.
-func TestRightsSuffice(t *testing.T) {
-	s := startAPIServer(t)
-	s.installCRDs()
+// rightsSuffice: with the rights of deploy/rbac.yaml alone everything works; when they are taken away nothing that was delivered is deleted, and it is told.
+func rightsSuffice(t *testing.T, s *apiServer) {
 	s.install(t, "rbac.yaml")
 	s.install(t, "flowschema.yaml")
 	s.apply(gatewayPath("", "gatewayclasses", "fleetgate"), class)

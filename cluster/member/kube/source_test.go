@@ -26,10 +26,8 @@ func secret(name string) string {
 
 func secretPath(name string) string { return "/api/v1/namespaces/default/secrets/" + name }
 
-// TestDelivers: every kind arrives in the form that the compiler reads, changes and deletions follow, and a Secret only once it is wanted.
-func TestDelivers(t *testing.T) {
-	s := startAPIServer(t)
-	s.installCRDs()
+// delivers: every kind arrives in the form that the compiler reads, changes and deletions follow, and a Secret only once it is wanted.
+func delivers(t *testing.T, s *apiServer) {
 	s.apply(gatewayPath("", "gatewayclasses", "fleetgate"), class)
 	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
 	s.apply(secretPath("wanted"), secret("wanted"))
@@ -70,10 +68,8 @@ func TestDelivers(t *testing.T) {
 	}
 }
 
-// TestStatusOfOthersSurvives: entries of other controllers, and fields that our types do not know, are in the cluster after our write as they were before.
-func TestStatusOfOthersSurvives(t *testing.T) {
-	s := startAPIServer(t)
-	s.installCRDs()
+// statusOfOthersSurvives: entries of other controllers, and fields that our types do not know, are in the cluster after our write as they were before.
+func statusOfOthersSurvives(t *testing.T, s *apiServer) {
 	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
 	foreign := `{"parentRef":{"name":"theirs"},"controllerName":"example.com/theirs","conditions":[{"type":"Odd","status":"Unknown","reason":"Because","message":"kept","lastTransitionTime":"2020-01-01T00:00:00Z"}]}`
 	object := s.read(gatewayPath("default", "httproutes", "r"))
@@ -149,6 +145,7 @@ func parents(t *testing.T, object string) []string {
 
 // TestDefinitionsComeAndGo: CRDs may be missing, appear, and vanish with all their objects, and nothing has to be restarted; objects that a CRD takes with it are kept.
 func TestDefinitionsComeAndGo(t *testing.T) {
+	t.Parallel()
 	s := startAPIServer(t)
 	src, v := follow(t, s.config(adminToken))
 	v.synced()
@@ -182,6 +179,7 @@ func TestDefinitionsComeAndGo(t *testing.T) {
 
 // TestOlderDefinitions: a cluster whose CRDs serve a kind only in an older version is read in the one model, and its status is written in that version.
 func TestOlderDefinitions(t *testing.T) {
+	t.Parallel()
 	s := startAPIServer(t)
 	s.installCRDs()
 	s.serveOnly("httproutes", "v1beta1")
@@ -225,6 +223,7 @@ func (s *apiServer) serveOnly(resource string, versions ...string) {
 
 // TestUnreachable: while an API server is down nothing changes; what happened meanwhile is seen when it is back, but not that nearly everything is gone.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	s := startAPIServer(t)
 	s.installCRDs()
 	for i := range 6 {
@@ -249,10 +248,8 @@ func TestUnreachable(t *testing.T) {
 	s.waitFor("no problem", func() bool { return len(src.Problems()) == 0 })
 }
 
-// TestTells: what is told of an object shows where kubectl looks for it, with the rights of deploy/rbac.yaml; what is told again within minutes is one event.
-func TestTells(t *testing.T) {
-	s := startAPIServer(t)
-	s.installCRDs()
+// tells: what is told of an object shows where kubectl looks for it, with the rights of deploy/rbac.yaml; what is told again within minutes is one event.
+func tells(t *testing.T, s *apiServer) {
 	s.install(t, "rbac.yaml")
 	src, v := follow(t, s.config(fleetgateToken))
 	v.synced()
