@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 
 	"github.com/fleetgate/fleetgate/loadtest/kube/build"
+	"github.com/fleetgate/fleetgate/loadtest/kube/container"
 	"github.com/fleetgate/fleetgate/loadtest/kube/kubelet"
 	"github.com/fleetgate/fleetgate/loadtest/kube/rig"
 )
@@ -122,10 +124,30 @@ func TestPods(t *testing.T) {
 	}
 }
 
+// TestPodsOfOneUser: the same where clusters run in a user namespace that knows one user only, as they do for an ordinary user.
+func TestPodsOfOneUser(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a Kubernetes cluster, and builds Kubernetes the first time")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("TestPods has shown it: nobody but root has more than one user")
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPods$", "-test.v")
+	only := []syscall.SysProcIDMap{{Size: 1}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: only, GidMappings: only, Pdeathsig: syscall.SIGKILL}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestPods ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func runs(p podRig) {
+	user := "65532"
+	if container.OneUser() {
+		user = "0"
+	}
 	p.wait("deployment/web", "condition=Available")
 	p.expect(p.kubectl("exec", "deploy/web", "-c", "web", "--", "sh", "-c", `cat /shared/order; cat /late/key; echo " $GREETING $SECRET $(id -u)"; touch /x 2>/dev/null || echo read-only; hostname`),
-		"first\nbeside\nsecret hello secret 65532\nread-only\n"+p.kubectl("exec", "deploy/web", "-c", "web", "--", "printenv", "POD_NAME"))
+		"first\nbeside\nsecret hello secret "+user+"\nread-only\n"+p.kubectl("exec", "deploy/web", "-c", "web", "--", "printenv", "POD_NAME"))
 }
 
 func followsConfigMap(p podRig) {

@@ -154,6 +154,9 @@ func dropCapabilities(keep []int) error {
 }
 
 func setUser(p Process) error {
+	if OneUser() {
+		return nil
+	}
 	groups := make([]int, len(p.Groups))
 	for i, g := range p.Groups {
 		groups[i] = int(g)

@@ -9,6 +9,9 @@
 // Namespaces, mounts and users are properties of threads, which a Go program moves about between. So the set-up happens in a fresh process: Start runs this
 // very program again under another name (see child.go), which prepares everything on its first thread and then becomes the container by exec. Whatever
 // program imports this package can therefore start containers, tests included.
+//
+// An ordinary user has a user namespace with one user in it, for mapping more takes newuidmap and ranges that root has given out. Containers there run as that user, whatever user they
+// name, with the capabilities that they are allowed; see OneUser.
 package container
 
 import (
@@ -20,6 +23,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -53,6 +57,19 @@ type Process struct {
 	Groups   []uint32
 	// Capabilities is what the process and all that it starts may have at most, as numbers (unix.CAP_*).
 	Capabilities []int
+}
+
+// OneUser says that this process knows one user and one group only, number 0, as in a user namespace that an ordinary user made without help. Everything then runs as that user, whatever
+// it asks for, and nothing can be given to another.
+var OneUser = sync.OnceValue(func() bool {
+	mapped, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && oneUser(string(mapped))
+})
+
+// oneUser reads a uid_map: lines of a first number inside, one outside, and how many (user_namespaces(7)).
+func oneUser(mapped string) bool {
+	fields := strings.Fields(mapped)
+	return len(fields) == 3 && fields[0] == "0" && fields[2] == "1"
 }
 
 // Mount shows a file or a directory of the machine at a path inside the container.

@@ -78,8 +78,8 @@ func (v *volumes) mountOne(ctx context.Context, pod *v1.Pod, volume *v1.Volume) 
 		return "", fmt.Errorf("making a volume: %w", err)
 	}
 	group := -1
-	if s := pod.Spec.SecurityContext; s != nil && s.FSGroup != nil {
-		group = int(*s.FSGroup)
+	if g, ok := fsGroup(pod); ok {
+		group = g
 		for name, f := range files {
 			files[name] = file{data: f.data, mode: f.mode | 0o440}
 		}
@@ -95,12 +95,21 @@ func emptyDir(dir string, pod *v1.Pod) error {
 	return openTo(dir, pod)
 }
 
+// fsGroup is the group that the pod's volumes belong to, where it names one and there is more than one.
+func fsGroup(pod *v1.Pod) (int, bool) {
+	s := pod.Spec.SecurityContext
+	if s == nil || s.FSGroup == nil || container.OneUser() {
+		return 0, false
+	}
+	return int(*s.FSGroup), true
+}
+
 // openTo lets the pod's users write to a directory.
 func openTo(dir string, pod *v1.Pod) error {
 	mode := fs.FileMode(0o777)
-	if s := pod.Spec.SecurityContext; s != nil && s.FSGroup != nil {
-		if err := os.Chown(dir, -1, int(*s.FSGroup)); err != nil {
-			return fmt.Errorf("giving a volume to group %d: %w", *s.FSGroup, err)
+	if group, ok := fsGroup(pod); ok {
+		if err := os.Chown(dir, -1, group); err != nil {
+			return fmt.Errorf("giving a volume to group %d: %w", group, err)
 		}
 		mode |= fs.ModeSetgid
 	}
