@@ -58,12 +58,16 @@ func (w *proxyWatch) pass(out http.ResponseWriter, r *http.Request, path string)
 const quiet = time.Second
 
 // drain takes Envoy out of service: unready but serving for delay, because load balancers learn of it late; then its listeners close, and what is under way
-// has until timeout. A connection without a request does not hold it up: Envoy tells a client to close when it answers the next request, and a client that asks for
+// has until timeout. Without a listener, as after its Gateway was deleted, there is nothing that a load balancer could lead to, and no delay. A connection without a request does not hold it up: Envoy tells a client to close when it answers the next request, and a client that asks for
 // nothing, as every pool of HTTP/2 connections has some, would never hear of it.
 func (w *proxyWatch) drain(delay, timeout time.Duration, log *slog.Logger) {
 	w.draining.Store(true)
 	w.say("/healthcheck/fail", log)
-	time.Sleep(delay)
+	for serving := time.Now().Add(delay); time.Now().Before(serving); time.Sleep(100 * time.Millisecond) {
+		if n, err := w.listeners(); n == 0 && err == nil {
+			break
+		}
+	}
 	w.say("/drain_listeners?graceful&skip_exit", log)
 	busy := time.Now()
 	for deadline := busy.Add(timeout); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
@@ -86,24 +90,40 @@ func (w *proxyWatch) say(path string, log *slog.Logger) {
 	_ = resp.Body.Close()
 }
 
+// listeners counts those that take connections, or would (Envoy: "Listener manager statistics").
+func (w *proxyWatch) listeners() (int64, error) {
+	stats, err := w.stats(`^listener_manager\.total_listeners_(active|warming)$`)
+	var n int64
+	for _, s := range stats {
+		n += s.Value
+	}
+	return n, err
+}
+
 // underway counts what clients wait for: requests and upgraded connections, and connections that are not HTTP.
 func (w *proxyWatch) underway() (int64, error) {
+	stats, err := w.stats(underwayStats)
+	return underway(stats), err
+}
+
+// stats asks Envoy for those whose names match.
+func (w *proxyWatch) stats(names string) ([]stat, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy/stats?format=json&filter="+url.QueryEscape(underwayStats), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy/stats?format=json&filter="+url.QueryEscape(names), nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	resp, err := w.admin.Do(req)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	var got struct{ Stats []stat }
 	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
-		return 0, fmt.Errorf("reading what is under way in Envoy: %w", err)
+		return nil, fmt.Errorf("reading statistics of Envoy: %w", err)
 	}
-	return underway(got.Stats), nil
+	return got.Stats, nil
 }
 
 type stat struct {

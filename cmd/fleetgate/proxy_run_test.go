@@ -20,9 +20,17 @@ import (
 	"github.com/fleetgate/fleetgate/cluster/pki"
 )
 
-// TestProxyRun lets a pod's program live its life with the real Envoy and a real replica: it gets a certificate, becomes ready, serves what the replica sends, takes up
-// another trust without a restart, and drains.
-func TestProxyRun(t *testing.T) {
+// fleetPod is a pod's program with the real Envoy, and the real replica that it hears of a Gateway from.
+type fleetPod struct {
+	*proxyRun
+	dir, replica, admin, listener string
+	stop                          func()
+	ended                         chan error
+}
+
+// startFleetPod returns when Envoy serves the Gateway's listener.
+func startFleetPod(t *testing.T, drainDelay time.Duration) *fleetPod {
+	t.Helper()
 	binary := os.Getenv("FLEETGATE_ENVOY")
 	if binary == "" {
 		binary = "envoy"
@@ -37,22 +45,55 @@ func TestProxyRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	startReplica(t, dir, ports[0], ports[1], ports[2], ports[3])
-	p := &proxyRun{
+	p := &fleetPod{dir: dir, replica: ports[1], admin: ports[2], listener: ports[3], ended: make(chan error, 1)}
+	p.proxyRun = &proxyRun{
 		cluster: "c", namespace: "shop", gateway: "gw", xds: []string{ports[1]}, serverName: xdsServerName, poll: 50 * time.Millisecond,
 		certificates: startIssuer(t, dir), stateDir: filepath.Join(dir, "state"), authority: filepath.Join(dir, "authority.pem"), token: filepath.Join(dir, "token"),
-		envoy: binary, health: ports[4], concurrency: 1, drainDelay: time.Second, drainTimeout: 10 * time.Minute, pod: "gw-1", uid: "u1",
+		envoy: binary, health: ports[4], concurrency: 1, drainDelay: drainDelay, drainTimeout: 10 * time.Minute, pod: "gw-1", uid: "u1",
 		log: slog.New(slog.DiscardHandler),
 	}
 	write(t, p.token, "good")
 	write(t, p.authority, read(t, filepath.Join(dir, "proxies-ca.crt")))
 	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- p.run(ctx) }()
+	p.stop = stop
+	go func() { p.ended <- p.run(ctx) }()
 	t.Cleanup(stop)
-
 	await(t, "ready", "http://"+p.health+"/ready", http.StatusOK)
-	await(t, "the listener's own answer", "http://"+ports[3], http.StatusNotFound)
+	await(t, "the listener's own answer", "http://"+p.listener, http.StatusNotFound)
+	return p
+}
 
+// ends waits until the pod's program has ended, and Envoy with it.
+func (p *fleetPod) ends(t *testing.T, held string) {
+	t.Helper()
+	select {
+	case err := <-p.ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("%s holds the drain up", held)
+	}
+}
+
+// TestProxyOfADeletedGatewayEnds: where there is nothing that a load balancer could lead to, nobody waits for one.
+func TestProxyOfADeletedGatewayEnds(t *testing.T) {
+	p := startFleetPod(t, 10*time.Minute)
+	watch := &proxyWatch{admin: adminClient(filepath.Join(p.stateDir, adminSocket))}
+	if n, err := watch.listeners(); n == 0 || err != nil {
+		t.Fatalf("%d listeners: %v", n, err)
+	}
+	p.stop()
+	await(t, "unready while it waits for load balancers", "http://"+p.health+"/ready", http.StatusServiceUnavailable)
+	if err := os.Remove(filepath.Join(p.dir, "manifests", "gw.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	p.ends(t, "a listener that is gone")
+}
+
+// TestProxyRun lets a pod's program live its life: it gets a certificate, becomes ready, serves what the replica sends, takes up another trust without a restart, and drains.
+func TestProxyRun(t *testing.T) {
+	p := startFleetPod(t, time.Second)
 	updates := func() string {
 		resp, err := adminClient(filepath.Join(p.stateDir, adminSocket)).Get("http://envoy/stats?filter=sds.fleetgate_trust.update_success")
 		if err != nil {
@@ -63,30 +104,23 @@ func TestProxyRun(t *testing.T) {
 		return strings.TrimSpace(string(b))
 	}
 	before := updates()
-	other, err := pki.NewAuthority(filepath.Join(dir, "next"), "proxies")
+	other, err := pki.NewAuthority(filepath.Join(p.dir, "next"), "proxies")
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, p.authority, read(t, filepath.Join(dir, "proxies-ca.crt"))+read(t, other.CertFile()))
+	write(t, p.authority, read(t, filepath.Join(p.dir, "proxies-ca.crt"))+read(t, other.CertFile()))
 	eventually(t, "Envoy has read the new authority", func() bool { return updates() != before })
 	await(t, "ready with the new authority", "http://"+p.health+"/ready", http.StatusOK)
 
-	idle := idleConnection(t, ports[3]) // now: the next Envoy shares the port
-	joinElsewhere(t, dir, binary, ports[2], ports[1])
+	idle := idleConnection(t, p.listener) // now: the next Envoy shares the port
+	joinElsewhere(t, p.dir, p.envoy, p.admin, p.replica)
 
-	stop()
+	p.stop()
 	await(t, "unready while it drains", "http://"+p.health+"/ready", http.StatusServiceUnavailable)
-	if code := codeOf("http://" + ports[3]); code != http.StatusNotFound {
+	if code := codeOf("http://" + p.listener); code != http.StatusNotFound {
 		t.Errorf("while load balancers have not heard of it, it answers %d", code)
 	}
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(time.Minute):
-		t.Fatal("an idle connection holds the drain up")
-	}
+	p.ends(t, "an idle connection")
 	if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the idle connection was not closed in order: %v", err)
 	}
