@@ -205,6 +205,9 @@ func (w *worker) follow(ctx context.Context, t target, r *run) {
 	if c.StartupProbe != nil && !w.awaitStartup(ctx, t, r) {
 		return
 	}
+	if c.StartupProbe == nil && c.ReadinessProbe == nil {
+		awaitPorts(ctx, c.Ports, r.process.PID())
+	}
 	w.post(func() {
 		if w.containers[c.Name] == r {
 			w.states[c.Name].started, w.states[c.Name].ready = true, c.ReadinessProbe == nil
