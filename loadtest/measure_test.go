@@ -291,7 +291,6 @@ func TestRejectedRoute(t *testing.T) {
 		"bad.yaml": route("default", "bad", "/bad", "a"), "good.yaml": route("default", "good", "/good", "a")}, "--test-re2-program", "100")
 	r.waitLive("default", "bad", 1, 30*time.Second)
 	r.waitLive("default", "good", 1, 30*time.Second)
-	time.Sleep(1100 * time.Millisecond) // an object's status is written once a second at most, and it has just been written
 	regex := strings.Replace(route("default", "bad", "/bad", "b"), "type: PathPrefix, value: /bad", "type: RegularExpression, value: \"/bad/[a-z]{1,200}\"", 1)
 	r.save("bad.yaml", regex)
 	told := r.until("the route says that proxies rejected it", 10*time.Second, func() bool { return r.rejected("bad") })
