@@ -68,7 +68,7 @@ func newConformanceCommand(at directory) *cobra.Command {
 	f.StringVar(&s.class, "class", "fleetgate", "the name of the GatewayClass")
 	f.StringVar(&s.out, "out", "", "the directory of report, results and log (default: conformance, beside the clusters' state)")
 	f.StringArrayVar(&s.tests, "test", nil, "run this test only; may be repeated")
-	f.IntVar(&s.parallel, "parallel", atOnce, "how many of the suite's parallel tests at once: they wait more than they work")
+	f.IntVar(&s.parallel, "parallel", atOnce, "how many of the suite's parallel tests at once, in all clusters together: they wait more than they work")
 	f.IntVar(&s.Clusters, "clusters", 1, "how many, if they have to be started")
 	f.IntVar(&s.runs, "runs", 1, "run the suite so many times, one after another, and stop at the first failure")
 	f.DurationVar(&s.killEvery, "kill-every", 0, "kill a replica of Fleetgate by SIGKILL so often, one after another; kills are noted in kills.tsv beside the report (default: none)")
@@ -183,7 +183,7 @@ func (s suiteRun) suite(ctx context.Context, r *rig.Rig, c rig.Cluster, program,
 	}
 	defer func() { _ = log.Close() }()
 	args := []string{
-		program, "-test.v", "-test.timeout=60m", "-test.parallel=" + strconv.Itoa(s.parallel), "-test.run=" + chosen(s.tests), "-gateway-class=" + s.class,
+		program, "-test.v", "-test.timeout=60m", "-test.parallel=" + strconv.Itoa(max(1, s.parallel/len(r.State().Clusters))), "-test.run=" + chosen(s.tests), "-gateway-class=" + s.class,
 		"-results=" + results, "-own-results=" + own, "-report-output=" + report, "-organization=fleetgate", "-project=fleetgate",
 		"-url=https://github.com/fleetgate/fleetgate", "-contact=https://github.com/fleetgate/fleetgate/issues", "-version=" + s.version(ctx),
 		"-usable-address=" + usable(c), "-unusable-address=unusable.example",
