@@ -58,8 +58,10 @@ func (w *proxyWatch) pass(out http.ResponseWriter, r *http.Request, path string)
 const quiet = time.Second
 
 // drain takes Envoy out of service: unready but serving for delay, because load balancers learn of it late; then its listeners close, and what is under way
-// has until timeout. Without a listener, as after its Gateway was deleted, there is nothing that a load balancer could lead to, and no delay. A connection without a request does not hold it up: Envoy tells a client to close when it answers the next request, and a client that asks for
-// nothing, as every pool of HTTP/2 connections has some, would never hear of it.
+// has until timeout. Without a listener, as after its Gateway was deleted, there is nothing that a load balancer could lead to, and no delay.
+//
+// A connection without a request does not hold it up: Envoy tells a client to close when it answers the next request, and a client that asks for nothing, as every pool of
+// HTTP/2 connections has some, would never hear of it.
 func (w *proxyWatch) drain(delay, timeout time.Duration, log *slog.Logger) {
 	w.draining.Store(true)
 	w.say("/healthcheck/fail", log)
