@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -275,7 +276,11 @@ func (g generator) text(s *structuralschema.Structural, path string) any {
 		return pick(g, v.Enum).Object
 	}
 	for range 8 {
-		if text := usual(g, from); fits(text, v) {
+		text := usual(g, from)
+		if g.chance(15) {
+			text = g.vary(text)
+		}
+		if fits(text, v) {
 			return text
 		}
 		if g.chance(20) {
@@ -286,6 +291,13 @@ func (g generator) text(s *structuralschema.Structural, path string) any {
 		return pick(g, v.Enum).Object
 	}
 	return "a"
+}
+
+// vary changes a text somewhere: kinds with few fields would repeat themselves.
+func (g generator) vary(text string) string {
+	runes := []rune(text)
+	at := g.IntN(len(runes) + 1)
+	return string(runes[:at]) + strconv.FormatUint(g.Uint64N(1<<(4*(1+g.Uint64N(8)))), 36) + string(runes[at:])
 }
 
 func fits(text string, v *structuralschema.ValueValidation) bool {
