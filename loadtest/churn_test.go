@@ -21,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // signer signs certificates for the hosts of a test.
@@ -121,9 +123,9 @@ type churn struct {
 // newChurn starts an installation with Gateway gw (HTTP, HTTPS and TCP listeners that are kept) and the routes that change.
 func newChurn(t *testing.T) *churn {
 	t.Helper()
-	c := &churn{ca: newSigner(t), securePort: freePort(t), streamPort: freePort(t), texts: map[string]string{}, generations: map[string]int64{}}
+	c := &churn{ca: newSigner(t), securePort: freeport.Take(t), streamPort: freeport.Take(t), texts: map[string]string{}, generations: map[string]int64{}}
 	for i := range c.other {
-		c.other[i] = freePort(t)
+		c.other[i] = freeport.Take(t)
 	}
 	for i := range 2 {
 		c.webPorts[i], c.streams[i] = answerWeb(t, fmt.Sprintf("server-%d", i)), answerStreams(t)

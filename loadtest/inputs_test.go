@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // The Gateway of the inputs: a listener for everybody, one for its own namespace.
@@ -226,7 +228,7 @@ func (r *rig) calm(t *testing.T, s *steady) {
 // listenerConflict adds listeners to the Gateway in use that cannot share their port.
 func (r *rig) listenerConflict(t *testing.T, s *steady) {
 	good := strings.ReplaceAll(inputsGateway, "PORT", fmt.Sprint(r.port))
-	port := freePort(t)
+	port := freeport.Take(t)
 	r.save("gateway.yaml", good+fmt.Sprintf("  - {name: plain, protocol: HTTP, port: %d}\n  - {name: secure, protocol: HTTPS, port: %d, tls: {certificateRefs: [{name: none}]}}\n", port, port))
 	r.expect(t, s, []string{"gateway.yaml:6", "Gateway default/gw", "listener plain: ProtocolConflict", `listener "secure"`, "give one of them another port"})
 	r.save("gateway.yaml", good)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 const base = `apiVersion: gateway.networking.k8s.io/v1
@@ -271,7 +272,7 @@ func TestMeasureStoppedProxy(t *testing.T) {
 	}
 	cont := func() { _ = syscall.Kill(envoys[0], syscall.SIGCONT) }
 	defer cont()
-	more := fmt.Sprintf("  - {name: more, protocol: HTTP, port: %d, allowedRoutes: {namespaces: {from: All}}}\n", freePort(t))
+	more := fmt.Sprintf("  - {name: more, protocol: HTTP, port: %d, allowedRoutes: {namespaces: {from: All}}}\n", freeport.Take(t))
 	r.save("gateway.yaml", strings.ReplaceAll(base, "PORT", fmt.Sprint(r.port))+more)
 	r.until("the Gateway says 1 of 2 proxies", 10*time.Second, func() bool {
 		v, err := r.view()

@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -24,6 +23,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/fleetgate/fleetgate/cluster/pki"
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // serving is the settings of one `fleetgate serve` that is a group of its own; a case breaks one of them.
@@ -42,7 +42,7 @@ func newServing(t *testing.T) *serving {
 	t.Helper()
 	s := &serving{t: t, dir: t.TempDir(), pod: "replica-1"}
 	s.peers, s.proxies = authority(t, s.dir, "peers"), authority(t, s.dir, "proxies")
-	raft, xds, admin := address(t), address(t), address(t)
+	raft, xds, admin := freeport.Address(t), freeport.Address(t), freeport.Address(t)
 	seal := filepath.Join(s.dir, "seal.key")
 	if err := os.WriteFile(seal, bytes.Repeat([]byte("ab"), 32), 0o600); err != nil {
 		t.Fatal(err)
@@ -61,11 +61,6 @@ func authority(t *testing.T, dir, name string) *pki.Authority {
 		t.Fatal(err)
 	}
 	return a
-}
-
-func address(t *testing.T) string {
-	t.Helper()
-	return fmt.Sprintf("127.0.0.1:%d", freePort(t))
 }
 
 // certificate issues the "peer" or "proxy" certificate anew.

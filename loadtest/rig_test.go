@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // full tells whether everything is measured, or a tenth as a test.
@@ -134,7 +134,7 @@ func start(t *testing.T, manifests map[string]string, args ...string) *rig {
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r.port = freePort(t)
+	r.port = freeport.Take(t)
 	for name, text := range manifests {
 		r.save(name, strings.ReplaceAll(text, "PORT", strconv.Itoa(r.port)))
 	}
@@ -192,20 +192,6 @@ func tail(s string, n int) string {
 		return "..." + s[len(s)-n:]
 	}
 	return s
-}
-
-// freePort finds a port below what the kernel gives to outgoing connections: it must still be free when Envoy starts.
-func freePort(t *testing.T) int {
-	t.Helper()
-	for range 100 {
-		port := 10000 + rand.IntN(10000)
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port from 10000 to 20000")
-	return 0
 }
 
 // until polls other processes, which send no events; it fails the test when the limit is over.

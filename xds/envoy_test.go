@@ -18,6 +18,8 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // findEnvoy finds the real Envoy: FLEETGATE_ENVOY, PATH, or the repository's cache.
@@ -82,15 +84,6 @@ func startEnvoy(t *testing.T, w *world, a *authority, id Identity, args ...strin
 	return e
 }
 
-func freePort(t *testing.T) uint32 {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
-}
-
 func backend(t *testing.T, body string) uint32 {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) }))
 	t.Cleanup(s.Close)
@@ -117,7 +110,7 @@ func TestRealEnvoy(t *testing.T) {
 	a := newAuthority(t)
 	w := newWorld(t, Config{Gate: true}, a.serverTLS())
 	id := Identity{Cluster: "c", Namespace: "ns", Gateway: "gw", Proxy: "pod-1"}
-	one, two, port := backend(t, "one"), backend(t, "two"), freePort(t)
+	one, two, port := backend(t, "one"), backend(t, "two"), uint32(freeport.Take(t))
 	w.apply(7, clusterOf("a", "1"), endpointsOf("a", "1", one), listenerOf("l", "1", "rc", port), routeOf("rc", "1", "a"))
 	startEnvoy(t, w, a, id)
 
@@ -137,7 +130,7 @@ func TestRealEnvoy(t *testing.T) {
 	}
 	defer taken.Close()
 	bad := uint32(taken.Addr().(*net.TCPAddr).Port)
-	good := freePort(t)
+	good := uint32(freeport.Take(t))
 	w.apply(9, listenerOf("bad", "1", "rc", bad), listenerOf("good", "1", "rc", good))
 	r := w.await("pod-1", "the rejection", func(r Report) bool { return len(r.Rejected) == 1 && r.Acked == 9 })
 	if got := r.Rejected[0]; got.Name != "bad" || got.Version != "1" || !strings.Contains(got.Message, "bind") || got.Parts["bad"] != "1" {
@@ -192,7 +185,7 @@ func load(port uint32, stop <-chan struct{}) error {
 func TestRealEnvoyWithoutClusters(t *testing.T) {
 	a := newAuthority(t)
 	w := newWorld(t, Config{Gate: true}, a.serverTLS())
-	port := freePort(t)
+	port := uint32(freeport.Take(t))
 	w.apply(3, listenerOf("l", "1", "rc", port), routeOf("rc", "1"))
 	startEnvoy(t, w, a, Identity{Cluster: "c", Namespace: "ns", Gateway: "gw", Proxy: "pod-1"})
 	w.await("pod-1", "the first configuration", func(r Report) bool { return r.Acked == 3 })
@@ -227,7 +220,7 @@ func matching(_ string, t Type, name string, refuse map[string]string) (Resource
 func TestRealEnvoyRejectsTwoRoutesOfTwenty(t *testing.T) {
 	a := newAuthority(t)
 	w := newWorld(t, Config{Gate: true, Trial: matching}, a.serverTLS())
-	port := freePort(t)
+	port := uint32(freeport.Take(t))
 	old := map[string]string{}
 	for i := range 20 {
 		old[fmt.Sprintf("r%02d", i)] = "new"

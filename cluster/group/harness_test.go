@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/pki"
 	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -38,7 +38,10 @@ type node struct {
 func nodes(t *testing.T, n int) []*node {
 	t.Helper()
 	root := t.TempDir()
-	peers := freePorts(t, n)
+	var peers []string
+	for range n {
+		peers = append(peers, freeport.Address(t))
+	}
 	authority, err := pki.NewAuthority(filepath.Join(root, "pki"), "peers")
 	if err != nil {
 		t.Fatal(err)
@@ -64,19 +67,6 @@ func nodes(t *testing.T, n int) []*node {
 			Heartbeat: quick, Hold: 20 * time.Second, Fatal: func(err error) { nd.died <- err }}
 		t.Cleanup(nd.kill)
 		out = append(out, nd)
-	}
-	return out
-}
-
-func freePorts(t *testing.T, n int) (out []string) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		out = append(out, l.Addr().String())
 	}
 	return out
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/enroll"
 	"github.com/fleetgate/fleetgate/cluster/pki"
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // fleetPod is a pod's program with the real Envoy, and the real replica that it hears of a Gateway from.
@@ -40,9 +41,9 @@ func startFleetPod(t *testing.T, drainDelay time.Duration) *fleetPod {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	ports, err := freePorts(5)
-	if err != nil {
-		t.Fatal(err)
+	var ports []string
+	for range 5 {
+		ports = append(ports, freeport.Address(t))
 	}
 	startReplica(t, dir, ports[0], ports[1], ports[2], ports[3])
 	p := &fleetPod{dir: dir, replica: ports[1], admin: ports[2], listener: ports[3], ended: make(chan error, 1)}

@@ -28,6 +28,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/member"
 	"github.com/fleetgate/fleetgate/deploy"
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 )
 
 // apiServer is a real kube-apiserver with a real etcd: both are killed with the test.
@@ -101,24 +102,13 @@ func binaries(t *testing.T) string {
 	return dir
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 // startAPIServer starts an empty cluster.
 func startAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	bin := binaries(t)
 	s := &apiServer{t: t, dir: t.TempDir()}
 	s.pki()
-	client, peer, port := freePort(t), freePort(t), freePort(t)
+	client, peer, port := fmt.Sprint(freeport.Take(t)), fmt.Sprint(freeport.Take(t)), fmt.Sprint(freeport.Take(t))
 	s.etcd = "http://127.0.0.1:" + client
 	s.start(exec.Command(filepath.Join(bin, "etcd"), "--name=e", "--data-dir="+filepath.Join(s.dir, "etcd"), "--listen-client-urls="+s.etcd, "--advertise-client-urls="+s.etcd,
 		"--listen-peer-urls=http://127.0.0.1:"+peer, "--initial-advertise-peer-urls=http://127.0.0.1:"+peer, "--initial-cluster=e=http://127.0.0.1:"+peer, "--unsafe-no-fsync", "--log-level=error"))
