@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
@@ -167,12 +168,7 @@ func startEnvoy(t *testing.T) (url string) {
 	c.Apply(parseObjects(t, strings.ReplaceAll(served, "PORT", port)))
 
 	l := listenerOf(t, routesOf(t, c))
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Address.GetSocketAddress().PortSpecifier = &corev3.SocketAddress_PortValue{PortValue: uint32(probe.Addr().(*net.TCPAddr).Port)}
-	probe.Close()
+	l.Address.GetSocketAddress().PortSpecifier = &corev3.SocketAddress_PortValue{PortValue: uint32(freeport.Take(t))}
 	file := filepath.Join(t.TempDir(), "bootstrap.json")
 	config := fmt.Sprintf(`{"node": {"id": "n", "cluster": "c"}, "static_resources": {"listeners": [%s], "clusters": [%s]}}`,
 		protojson.Format(l), strings.Join(staticClusters(t, c), ","))

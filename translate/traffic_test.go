@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 	"github.com/fleetgate/fleetgate/translate/assemble"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
@@ -133,23 +134,10 @@ func (r *rig) fill(text string) string {
 	}
 }
 
-// port is the number that a name stands for: free for TCP and UDP when it was chosen.
+// port is the number that a name stands for, for TCP or UDP.
 func (r *rig) port(name string) string {
-	for r.ports[name] == "" {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		u, err := net.ListenPacket("udp", l.Addr().String())
-		_ = l.Close()
-		if err != nil {
-			continue
-		}
-		_ = u.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		if !slices.Contains([]string{"80", "443"}, port) {
-			r.ports[name] = port
-		}
+	if r.ports[name] == "" {
+		r.ports[name] = fmt.Sprint(freeport.Take(r.t))
 	}
 	return r.ports[name]
 }

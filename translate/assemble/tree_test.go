@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fleetgate/fleetgate/loadtest/freeport"
 	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
@@ -218,12 +218,7 @@ func get(t *testing.T, url, host, header string) string {
 // serve runs the real binary with one RouteConfiguration.
 func serve(t *testing.T, rc *routev3.RouteConfiguration) (url string) {
 	t.Helper()
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := probe.Addr().(*net.TCPAddr).Port
-	probe.Close()
+	port := freeport.Take(t)
 	l, err := plainListener(port, rc)
 	if err != nil {
 		t.Fatal(err)
