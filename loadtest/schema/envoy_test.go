@@ -251,6 +251,9 @@ func (in *inliner) rewrite(m protoreflect.Message) error {
 }
 
 func (in *inliner) repack(packed *anypb.Any) error {
+	if packed.GetTypeUrl() == "" { // a route.v3.FilterConfig with an empty config: the filter is enabled as it stands
+		return nil
+	}
 	m, err := packed.UnmarshalNew()
 	if err != nil {
 		return fmt.Errorf("opening a %s: %w", packed.TypeUrl, err)
