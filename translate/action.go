@@ -24,11 +24,12 @@ type action struct {
 	shares            []share               // empty: nothing to forward to, 500
 	timeout           time.Duration         // 0 = none
 	retry             *routev3.RetryPolicy
+	grpc              bool // requests are gRPC's
 }
 
 // decide makes the rule's action, nil where it must answer 500 because of a problem that it then has noted.
 func (r *ruleCompiler) decide() *action {
-	a := &action{}
+	a := &action{grpc: r.spec.grpc}
 	ok := r.filters(r.rule.Filters, a, r.refuse)
 	if err := r.timeouts(a); err != nil {
 		r.refuse("UnsupportedValue", err.Error())
@@ -278,6 +279,8 @@ func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTP
 	switch {
 	case a.redirect != nil:
 		out.Action = envoy.Redirect(redirection(a.redirect, pathValue(m), at))
+	case len(clusters) == 0 && a.grpc:
+		out.Action = envoy.DirectResponse(grpcUnavailable)
 	case len(clusters) == 0:
 		out.Action = envoy.DirectResponse(500)
 	default:
@@ -285,6 +288,9 @@ func (a *action) route(name string, match *routev3.RouteMatch, m *gatewayv1.HTTP
 	}
 	return out
 }
+
+// grpcUnavailable is the status of which Envoy makes UNAVAILABLE in an answer to gRPC, which is to hear that of an invalid backend; of 500 it makes UNKNOWN.
+const grpcUnavailable = 503
 
 // listens tells whether the Envoy route depends on the listener.
 func (a *action) listens() bool {
@@ -295,6 +301,9 @@ func (a *action) forwardAction(clusters []*routev3.WeightedCluster_ClusterWeight
 	out := envoy.Forward(clusters, a.timeout)
 	out.RetryPolicy = a.retry
 	out.RequestMirrorPolicies = a.mirrors
+	if a.grpc {
+		out.ClusterNotFoundResponseCode = routev3.RouteAction_SERVICE_UNAVAILABLE // as grpcUnavailable
+	}
 	if a.rewrite == nil {
 		return out
 	}
