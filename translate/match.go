@@ -139,6 +139,11 @@ func firstHeaders(in []gatewayv1.HTTPHeaderMatch) []gatewayv1.HTTPHeaderMatch {
 	return firsts(in, func(h gatewayv1.HTTPHeaderMatch) string { return strings.ToLower(string(h.Name)) })
 }
 
+// firstChanges of several that set, or add to, one header: only the first counts (HTTPHeader.name).
+func firstChanges(in []gatewayv1.HTTPHeader) []gatewayv1.HTTPHeader {
+	return firsts(in, func(h gatewayv1.HTTPHeader) string { return strings.ToLower(string(h.Name)) })
+}
+
 func firstQueries(in []gatewayv1.HTTPQueryParamMatch) []gatewayv1.HTTPQueryParamMatch {
 	return firsts(in, func(q gatewayv1.HTTPQueryParamMatch) string { return string(q.Name) })
 }
@@ -204,10 +209,10 @@ func modify(f *gatewayv1.HTTPHeaderFilter) (headerOps, error) {
 	if f == nil {
 		return out, fmt.Errorf("a header modifier without content: fill it in or remove it")
 	}
-	for _, h := range f.Set {
+	for _, h := range firstChanges(f.Set) {
 		out.add = append(out.add, envoy.SetHeader(string(h.Name), h.Value))
 	}
-	for _, h := range f.Add {
+	for _, h := range firstChanges(f.Add) {
 		out.add = append(out.add, envoy.AddHeader(string(h.Name), h.Value))
 	}
 	out.remove = append(out.remove, f.Remove...)

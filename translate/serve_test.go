@@ -51,6 +51,7 @@ spec:
     - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-answer, value: "50%"}]}}
     backendRefs: [{name: web, port: 80, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: backend wins}]}}]}]
   - {matches: [{path: {value: /set}}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: "100% %REQ(x-a)%"}]}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /once}}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-Set, value: first}, {name: x-set, value: second}], add: [{name: x-a, value: two}, {name: X-A, value: three}]}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /old}}], filters: [{type: URLRewrite, urlRewrite: {hostname: in.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new/}}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /root}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /full}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: "/a\\1b"}}}], backendRefs: [{name: web, port: 80}]}
@@ -76,6 +77,7 @@ func TestRealEnvoyServes(t *testing.T) {
 		{"GET /exact/", "404"},
 		{"GET /headers x-a:one x-gone:1", "200 x-a=one,two x-answer=50% x-set=backend~wins !x-gone"},
 		{"GET /set x-a:one", "200 x-set=100%~%REQ(x-a)%"},
+		{"GET /once x-a:one", "200 x-set=first x-a=one,two !three"},
 		{"GET /headersuffix", "404"},
 		{"GET /old/a?q=1", "200 GET /new/a?q=1 host=in.example"},
 		{"GET /old", "200 GET /new "},
