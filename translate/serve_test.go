@@ -64,7 +64,9 @@ spec:
   - {matches: [{path: {value: /slow}}], timeouts: {request: 50ms}, backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /try}}], timeouts: {backendRequest: 50ms}, backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /query}, queryParams: [{name: animal, value: whale}], headers: [{name: color, type: RegularExpression, value: "bl.e"}], method: POST}], backendRefs: [{name: web, port: 80}]}
-  - {matches: [{path: {value: /cors}, method: PUT}], filters: [{type: CORS, cors: {allowOrigins: ["https://*.a.example"], allowMethods: [PUT]}}], backendRefs: [{name: web, port: 80}]}`
+  - {matches: [{path: {value: /cors}, method: PUT}], filters: [{type: CORS, cors: {allowOrigins: ["https://*.a.example"], allowMethods: [PUT]}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /origins}}], filters: [{type: CORS, cors: {allowOrigins: ["https://B.example:443", "http://*.c.example:80", "https://d.example:80"], exposeHeaders: ["*"]}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /known}}], filters: [{type: CORS, cors: {allowOrigins: ["*"], allowCredentials: true, exposeHeaders: ["*", x-a]}}], backendRefs: [{name: web, port: 80}]}`
 
 // TestRealEnvoyServes sends requests through the real binary, configured with what the compiler made.
 func TestRealEnvoyServes(t *testing.T) {
@@ -97,6 +99,11 @@ func TestRealEnvoyServes(t *testing.T) {
 		{"POST /query?animal=whale color:blueish", "404"},
 		{"GET /query?animal=whale color:blue", "404"},
 		{"OPTIONS /cors origin:https://x.a.example access-control-request-method:PUT", "200 access-control-allow-origin=https://x.a.example"},
+		{"GET /origins origin:https://b.example", "200 access-control-allow-origin=https://b.example access-control-expose-headers=*"},
+		{"GET /origins origin:http://x.c.example", "200 access-control-allow-origin=http://x.c.example"},
+		{"GET /origins origin:https://d.example:80", "200 access-control-allow-origin=https://d.example:80"},
+		{"GET /origins origin:https://d.example", "200 !access-control-allow-origin"},
+		{"GET /known origin:https://d.example", "200 access-control-allow-credentials=true access-control-expose-headers=x-a !access-control-expose-headers=*"},
 		{"OPTIONS /cors origin:https://x.b.example access-control-request-method:PUT", "200 !access-control-allow-origin"},
 	} {
 		got := ask(t, url, c.request)

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -70,7 +71,7 @@ func CORS(c CrossOrigin) (*anypb.Any, error) {
 	p := &corsv3.CorsPolicy{
 		AllowMethods:                 strings.Join(c.Methods, ","),
 		AllowHeaders:                 strings.Join(c.Headers, ","),
-		ExposeHeaders:                strings.Join(c.Expose, ","),
+		ExposeHeaders:                strings.Join(c.exposed(), ","),
 		ForwardNotMatchingPreflights: wrapperspb.Bool(false),
 	}
 	for _, o := range c.Origins {
@@ -85,8 +86,23 @@ func CORS(c CrossOrigin) (*anypb.Any, error) {
 	return Any(p)
 }
 
-// origin takes "*" in a host for any number of labels, but never across a port or a scheme.
+// exposed are the headers that scripts may read. With credentials "*" must not be said, and means nothing to browsers but a header of this name.
+func (c CrossOrigin) exposed() []string {
+	if !c.Credentials {
+		return c.Expose
+	}
+	return slices.DeleteFunc(slices.Clone(c.Expose), func(name string) bool { return name == "*" })
+}
+
+// origin takes "*" in a host for any number of labels, but never across a port or a scheme. It is written as browsers write theirs (RFC 6454): in lower case and
+// without the port that its scheme has anyway.
 func origin(o string) *matcherv3.StringMatcher {
+	o = strings.ToLower(o)
+	for scheme, port := range map[string]string{"http://": ":80", "https://": ":443"} {
+		if strings.HasPrefix(o, scheme) {
+			o = strings.TrimSuffix(o, port)
+		}
+	}
 	if o == "*" {
 		return like(".*")
 	}
