@@ -342,7 +342,7 @@ func redirection(f *gatewayv1.HTTPRequestRedirectFilter, matched string, at sche
 		if p.Type == gatewayv1.PrefixMatchHTTPPathModifier {
 			out.Prefix = envoy.ReplacePrefix(matched, value(p.ReplacePrefixMatch))
 		} else {
-			out.Path = value(p.ReplaceFullPath)
+			out.Path = new(value(p.ReplaceFullPath))
 		}
 	}
 	return out

@@ -55,6 +55,10 @@ spec:
   - {matches: [{path: {value: /old}}], filters: [{type: URLRewrite, urlRewrite: {hostname: in.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new/}}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /root}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /full}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: "/a\\1b"}}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /top}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: ""}}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /bare}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: new}}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /begin}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: new/}}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /up}}], filters: [{type: RequestRedirect, requestRedirect: {hostname: to.example, path: {type: ReplaceFullPath, replaceFullPath: ""}}}]}
   - {matches: [{path: {value: /tls}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, statusCode: 301}}]}
   - {matches: [{path: {value: /moved}}], filters: [{type: RequestRedirect, requestRedirect: {hostname: to.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /here}}}]}
   - {matches: [{path: {value: /gone}}], backendRefs: [{name: gone, port: 80}]}
@@ -86,6 +90,10 @@ func TestRealEnvoyServes(t *testing.T) {
 		{"GET /root/a", "200 GET /a "},
 		{"GET /root?q", "200 GET /?q"},
 		{"GET /full/x?q", `200 GET /a\1b?q`},
+		{"GET /top/x?q", "200 GET /?q"},
+		{"GET /bare/x?q", "200 GET /new?q"},
+		{"GET /begin/x?q", "200 GET /new/x?q"},
+		{"GET /up/x?q", "302 location=http://to.example/?q"},
 		{"GET /tls/a?q", "301 location=https://name.example:443/tls/a?q"},
 		{"GET /moved/a", "302 location=http://to.example/here/a"},
 		{"GET /gone", "500"},

@@ -88,6 +88,8 @@ func TestReplacePrefix(t *testing.T) {
 		{"/", "/new/", "/a/b", "/new/a/b"},
 		{"/", "/", "/a", "/a"},
 		{"/o.d", "/n", "/o.d/x", "/n/x"},
+		{"/old", "new", "/old/a", "/new/a"},
+		{"/", "new", "/a", "/new/a"},
 	} {
 		r := ReplacePrefix(c.prefix, c.with)
 		re := regexp.MustCompile(r.Pattern.Regex)

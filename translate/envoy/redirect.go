@@ -16,8 +16,8 @@ import (
 // Redirection is where a redirect leads; zero fields keep what the request has.
 type Redirection struct {
 	Scheme, Host string
-	Port         uint32 // 0: Envoy keeps the port of the Host header, unless Host is set, which drops it
-	Path         string // whole path
+	Port         uint32  // 0: Envoy keeps the port of the Host header, unless Host is set, which drops it
+	Path         *string // whole path
 	Prefix       *PathRewrite
 	Code         int // 301, 302, 303, 307, 308; 0 = 302, as in the Gateway API
 }
@@ -48,8 +48,8 @@ func Redirect(to Redirection) *routev3.Route_Redirect {
 		a.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: to.Scheme}
 	}
 	switch {
-	case to.Path != "":
-		a.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: to.Path}
+	case to.Path != nil:
+		a.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: rooted(*to.Path)}
 	case to.Prefix != nil:
 		a.PathRewriteSpecifier = &routev3.RedirectAction_RegexRewrite{RegexRewrite: to.Prefix}
 	}

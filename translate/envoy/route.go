@@ -147,6 +147,7 @@ func ReplacePrefix(prefix, replacement string) *PathRewrite {
 	if replacement == "" {
 		return substitute("^"+regexp.QuoteMeta(prefix)+"/*", "/")
 	}
+	replacement = rooted(replacement)
 	if prefix == "" {
 		return substitute("^/", escapeSubstitution(replacement)+"/")
 	}
@@ -154,7 +155,17 @@ func ReplacePrefix(prefix, replacement string) *PathRewrite {
 }
 
 // ReplacePath rewrites the whole path and keeps the query.
-func ReplacePath(path string) *PathRewrite { return substitute(`^/[^?]*`, escapeSubstitution(path)) }
+func ReplacePath(path string) *PathRewrite {
+	return substitute(`^/[^?]*`, escapeSubstitution(rooted(path)))
+}
+
+// rooted begins a path with a slash: a request without one is none, and Envoy takes no path at all for "keep the old one".
+func rooted(path string) string {
+	if strings.HasPrefix(path, "/") {
+		return path
+	}
+	return "/" + path
+}
 
 func substitute(expr, with string) *PathRewrite {
 	return &PathRewrite{Pattern: regex(expr), Substitution: with}
