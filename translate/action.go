@@ -7,6 +7,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/translate/envoy"
@@ -23,6 +24,7 @@ type action struct {
 	auths             []envoy.Authorization // that must all allow the request, in their order
 	shares            []share               // empty: nothing to forward to, 500
 	timeout           time.Duration         // 0 = none
+	silence           *time.Duration        // for which Envoy lets a request be silent, 0 = for ever; nil = as long as it does anyway
 	retry             *routev3.RetryPolicy
 	grpc              bool // requests are gRPC's
 }
@@ -208,6 +210,7 @@ func (r *ruleCompiler) timeouts(a *action) error {
 		if perTry, err = duration("timeouts.backendRequest", t.BackendRequest); err != nil {
 			return err
 		}
+		a.silence = silence(t, a.timeout, perTry)
 	}
 	if r.rule.Retry != nil {
 		a.retry, err = retry(r.rule.Retry, perTry)
@@ -217,6 +220,18 @@ func (r *ruleCompiler) timeouts(a *action) error {
 	}
 	if perTry > 0 {
 		a.retry = envoy.PerTryTimeout(perTry)
+	}
+	return nil
+}
+
+// silence is for how long a request may be silent that may take longer than Envoy lets any be: its time-outs come first.
+func silence(t *gatewayv1.HTTPRouteTimeouts, request, backend time.Duration) *time.Duration {
+	forever := request == 0 && (t.Request != nil || t.BackendRequest != nil && backend == 0)
+	switch longest := max(request, backend); {
+	case forever:
+		return new(time.Duration(0))
+	case longest >= envoy.StreamIdle:
+		return new(longest + envoy.StreamIdle)
 	}
 	return nil
 }
@@ -299,6 +314,9 @@ func (a *action) listens() bool {
 
 func (a *action) forwardAction(clusters []*routev3.WeightedCluster_ClusterWeight, matched string) *routev3.RouteAction {
 	out := envoy.Forward(clusters, a.timeout)
+	if a.silence != nil {
+		out.IdleTimeout = durationpb.New(*a.silence)
+	}
 	out.RetryPolicy = a.retry
 	out.RequestMirrorPolicies = a.mirrors
 	if a.grpc {

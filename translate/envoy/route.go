@@ -98,6 +98,9 @@ func headerOption(name, value string, action corev3.HeaderValueOption_HeaderAppe
 	}
 }
 
+// StreamIdle is for how long Envoy lets a request be silent, in both directions, whose route says nothing of that: the default of the connection manager.
+const StreamIdle = 5 * time.Minute
+
 // Forward sends to weighted clusters. A cluster that does not exist answers 500 for its share, as the Gateway API asks for invalid backends;
 // timeout 0 = none, and is always set, because Envoy's default is 15 s. The sum of the weights must be above 0: Envoy rejects 0.
 func Forward(clusters []*routev3.WeightedCluster_ClusterWeight, timeout time.Duration) *routev3.RouteAction {
