@@ -2,7 +2,9 @@ package translate
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -79,7 +81,24 @@ func pathValue(m *gatewayv1.HTTPRouteMatch) string {
 	if m.Path == nil || m.Path.Value == nil || *m.Path.Value == "" {
 		return "/"
 	}
-	return *m.Path.Value
+	if *pathType(m) == gatewayv1.PathMatchRegularExpression {
+		return *m.Path.Value
+	}
+	return plain(*m.Path.Value)
+}
+
+// escape is an escaped octet of a path; needless matches what never has to be escaped (RFC 3986 2.3).
+var escape, needless = regexp.MustCompile(`%[0-9A-Fa-f]{2}`), regexp.MustCompile(`^[-A-Za-z0-9._~]$`)
+
+// plain takes needless escapes out of a path. Envoy does so with the path of each request before it looks for a route, so that one with such an escape would match none.
+func plain(path string) string {
+	return escape.ReplaceAllStringFunc(path, func(escaped string) string {
+		n, _ := strconv.ParseUint(escaped[1:], 16, 8) // of two hexadecimal digits
+		if c := string(rune(n)); needless.MatchString(c) {
+			return c
+		}
+		return escaped
+	})
 }
 
 // routeMatch makes Envoy's match of a checked one. Of several entries for one header or parameter only the first counts.

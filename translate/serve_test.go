@@ -45,6 +45,8 @@ spec:
   parentRefs: [{name: gw}]
   rules:
   - {matches: [{path: {type: Exact, value: /exact}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {type: Exact, value: /%7Eana/%41%2d%c3%A9%20}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /%7Eben}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /ben}}}], backendRefs: [{name: web, port: 80}]}
   - matches: [{path: {value: /headers/}}]
     filters:
     - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: "100% %REQ(x-a)%"}], add: [{name: x-a, value: two}], remove: [x-gone]}}
@@ -81,6 +83,9 @@ func TestRealEnvoyServes(t *testing.T) {
 	}{
 		{"GET /exact", "200 GET /exact"},
 		{"GET /exact/", "404"},
+		{"GET /%7Eana/%41%2d%c3%A9%20", "200"},
+		{"GET /~ana/A-%c3%A9%20", "200"},
+		{"GET /%7eben/a", "200 GET /ben/a"},
 		{"GET /headers x-a:one x-gone:1", "200 x-a=one,two x-answer=50% x-set=backend~wins !x-gone"},
 		{"GET /set x-a:one", "200 x-set=100%~%REQ(x-a)%"},
 		{"GET /once x-a:one", "200 x-set=first x-a=one,two !three"},
