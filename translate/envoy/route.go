@@ -177,8 +177,8 @@ func substitute(expr, with string) *PathRewrite {
 // escapeSubstitution keeps a backslash a character: to RE2 it begins a group reference.
 func escapeSubstitution(s string) string { return strings.ReplaceAll(s, `\`, `\\`) }
 
-// retryOn are the failures after which a request is retried whatever it is: the backend has not begun to work on it.
-const retryOn = "connect-failure,refused-stream,reset-before-request,retriable-status-codes"
+// retryOn are the failures after which a request is retried whatever it is: the backend has not begun to work on it. "unavailable" is what gRPC calls that.
+const retryOn = "connect-failure,refused-stream,reset-before-request,unavailable,retriable-status-codes"
 
 // Retry retries failed attempts, elsewhere where it can. A try that timed out (perTry, 0 = none) is retried too, which to Envoy is a "reset";
 // codes do not cover it, not even 504.
