@@ -35,6 +35,9 @@ var tlsProtocols = []string{"https", "kubernetes.io/https", "kubernetes.io/wss"}
 // h2Protocols are the appProtocols that mean HTTP/2 with prior knowledge.
 var h2Protocols = []string{"kubernetes.io/h2c", "grpc"}
 
+// socketProtocols are the appProtocols that mean WebSocket, over which gRPC cannot be sent.
+var socketProtocols = []string{"kubernetes.io/ws", "kubernetes.io/wss"}
+
 func backendName(service string, port int32, consumer string) string {
 	return record.Join(service, strconv.Itoa(int(port)), consumer)
 }
@@ -125,15 +128,20 @@ func compileBackend(v *view, k record.Key) compiled {
 	if consumer != consumerUDP {
 		out.TLS, out.Missing = backendTLS(v, k.Namespace, serviceOfKey(k), port)
 	}
+	refuse := func(why string) compiled {
+		p := unresolved(string(gatewayv1.RouteReasonUnsupportedProtocol), fmt.Sprintf("port %d of Service %s/%s is said to speak %s, %s", port.port, k.Namespace, serviceOfKey(k), port.app, why))
+		out.Missing, out.Problem = true, &p
+		return compiled{value: out}
+	}
 	switch {
 	case out.Missing || consumer == consumerUDP:
 		return compiled{value: out}
 	case consumer == consumerTCP:
 		return compiled{value: out} // the cluster is the listener's
+	case consumer == consumerH2 && slices.Contains(socketProtocols, port.app):
+		return refuse("over which gRPC cannot be sent: correct its appProtocol, or name another port")
 	case out.TLS == nil && slices.Contains(tlsProtocols, port.app):
-		p := unresolved(string(gatewayv1.RouteReasonUnsupportedProtocol), fmt.Sprintf("port %d of Service %s/%s is said to speak %s, and no BackendTLSPolicy says whom to trust: create one", port.port, k.Namespace, serviceOfKey(k), port.app))
-		out.Missing, out.Problem = true, &p
-		return compiled{value: out}
+		return refuse("and no BackendTLSPolicy says whom to trust: create one")
 	case out.TLS != nil && http2:
 		out.TLS.Protocols = []string{"h2"}
 	case out.TLS != nil:
