@@ -199,7 +199,8 @@ func texts[T ~string](in []T) []string {
 	return out
 }
 
-// timeouts reads time-outs and retries. Envoy knows the time-out of one try only as part of a retry policy.
+// timeouts reads time-outs and retries. Where nothing is retried the time-out of the one try is that of the whole: what Envoy knows as the time-out of a try, as part of a
+// retry policy, does not see to a response that has begun.
 func (r *ruleCompiler) timeouts(a *action) error {
 	var perTry time.Duration
 	var err error
@@ -218,8 +219,8 @@ func (r *ruleCompiler) timeouts(a *action) error {
 			return err
 		}
 	}
-	if perTry > 0 {
-		a.retry = envoy.PerTryTimeout(perTry)
+	if perTry > 0 && (a.timeout == 0 || perTry < a.timeout) {
+		a.timeout = perTry
 	}
 	return nil
 }

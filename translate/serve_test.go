@@ -122,6 +122,14 @@ func TestRealEnvoyServes(t *testing.T) {
 		got := ask(t, url, c.request)
 		holds(t, c.request, got, c.want)
 	}
+	resp, err := http.Get(url + "/try/stalls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if body, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("an answer that is not there in full when the time-out of its try ends: %q", body)
+	}
 }
 
 // holds compares an answer with words that it must have, and with those after a ! that it must not; a ~ stands for a space in them.
@@ -168,9 +176,13 @@ func heads(h http.Header) string {
 	return b.String()
 }
 
-// echo answers with what it received; below /slow it answers late.
+// echo answers with what it received; below /slow it answers late, and below /stalls it begins in time.
 func echo(w http.ResponseWriter, r *http.Request) {
-	if strings.HasSuffix(r.URL.Path, "/slow") {
+	stalls := strings.HasSuffix(r.URL.Path, "/stalls")
+	if stalls {
+		_ = http.NewResponseController(w).Flush()
+	}
+	if stalls || strings.HasSuffix(r.URL.Path, "/slow") {
 		select {
 		case <-r.Context().Done():
 		case <-time.After(10 * time.Second):

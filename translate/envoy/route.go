@@ -205,8 +205,3 @@ func Retry(attempts uint32, codes []uint32, backoff, perTry time.Duration) (*rou
 	}
 	return p, nil
 }
-
-// PerTryTimeout bounds one try without retrying: Envoy knows it only as part of a retry policy.
-func PerTryTimeout(perTry time.Duration) *routev3.RetryPolicy {
-	return &routev3.RetryPolicy{NumRetries: wrapperspb.UInt32(0), PerTryTimeout: durationpb.New(perTry)}
-}
