@@ -210,7 +210,8 @@ func merge(present, want []metav1.Condition, now metav1.Time) []metav1.Condition
 // foreign tells whether a condition type is none that the Gateway API or Fleetgate defines: those belong to others and are kept.
 func foreign(kind string) bool {
 	switch kind {
-	case "Accepted", "SupportedVersion", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", "AddressesAssigned", ConditionRouteProgrammed:
+	case "Accepted", "SupportedVersion", "Programmed", "ResolvedRefs", "Conflicted", "PartiallyInvalid", "OverlappingTLSConfig", "AddressesAssigned", ConditionRouteProgrammed,
+		"InsecureFrontendValidationMode", "DefaultGateway": // these two are taken back, not made False
 		return false
 	}
 	return true

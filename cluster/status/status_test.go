@@ -421,6 +421,19 @@ func TestTransitionTimeStaysWhileTheStatusDoes(t *testing.T) {
 	}
 }
 
+// TestConditionsAreTakenBack: what a Gateway does not have any more (insecure fallback, a default scope), its status must not go on saying.
+func TestConditionsAreTakenBack(t *testing.T) {
+	present := []metav1.Condition{{Type: "InsecureFrontendValidationMode", Status: "True"}, {Type: "DefaultGateway", Status: "True"}, {Type: "theirs.example/Seen", Status: "True"}}
+	got := Gateway(assemble.GatewayStatus{}, Reach{}, Convergence{}, metav1.Now(), gatewayv1.GatewayStatus{Conditions: present}).Conditions
+	var types []string
+	for _, c := range got {
+		types = append(types, c.Type)
+	}
+	if want := []string{"Programmed", "theirs.example/Seen"}; !slices.Equal(types, want) {
+		t.Errorf("conditions %v, want %v", types, want)
+	}
+}
+
 func TestGatewayWithoutAServableListenerIsInvalidWhateverProxiesSay(t *testing.T) {
 	s := assemble.GatewayStatus{Object: record.Object{Generation: 3}, Listeners: []gatewayv1.ListenerStatus{{Name: "a", Conditions: []metav1.Condition{{Type: "Accepted", Status: "False"}, {Type: "Programmed", Status: "False", Reason: "Invalid"}}}}}
 	got := Gateway(s, Reach{Addresses: []string{"127.0.0.1"}}, Convergence{Counted: 1, Acked: 1}, metav1.Now(), gatewayv1.GatewayStatus{})
