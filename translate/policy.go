@@ -152,29 +152,41 @@ func compilePolicy(v *view, k record.Key) compiled {
 func compileTLSPolicy(v *view, namespace, name string) record.Policy {
 	f := fact[policyFact](v, "BackendTLSPolicy", namespace, name)
 	out := record.Policy{Object: f.object}
-	_, out.Problems = policyTLS(v, f)
-	lost := 0
+	var lost []record.Problem
 	for _, t := range f.spec.TargetRefs {
-		if !isService(t) {
-			out.Problems = append(out.Problems, accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("target %s is no core Service: name a Service", t.Name)))
-			continue
+		if p := f.target(v, namespace, t); p != nil {
+			lost = append(lost, *p)
 		}
-		if !slices.Contains(out.Services, string(t.Name)) {
+		if isService(t) && !slices.Contains(out.Services, string(t.Name)) {
 			out.Services = append(out.Services, string(t.Name))
 		}
-		if winner := tlsWinner(v, namespace, t); winner != f {
-			lost++
-			out.Problems = append([]record.Problem{conflicted(winner.object, t.LocalPolicyTargetReference)}, out.Problems...)
-		}
 	}
-	if lost > 0 && lost < len(f.spec.TargetRefs) { // the rest of it is followed
-		for i := range out.Problems {
-			if out.Problems[i].Reason == string(gatewayv1.PolicyReasonConflicted) {
-				out.Problems[i].Condition = "PartiallyInvalid"
-			}
-		}
-	}
+	_, problems := policyTLS(v, f)
+	out.Problems = append(ofTargets(lost, len(f.spec.TargetRefs)), problems...)
 	return out
+}
+
+// target is why a policy does nothing for one of its targets, nil = it does.
+func (f *policyFact) target(v *view, namespace string, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) *record.Problem {
+	var p record.Problem
+	switch section := string(value(t.SectionName)); {
+	case !isService(t):
+		p = accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("target %s is no core Service: name a Service", t.Name))
+	case section != "" && fact[serviceFact](v, "Service", namespace, string(t.Name)).lacks(section):
+		p = accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("Service %s has no port of the name %s: correct sectionName", t.Name, section))
+	default:
+		winner := tlsWinner(v, namespace, t)
+		if winner == f {
+			return nil
+		}
+		p = conflicted(winner.object, t.LocalPolicyTargetReference)
+	}
+	return &p
+}
+
+// lacks tells whether a Service is there and has no port of a name.
+func (f *serviceFact) lacks(name string) bool {
+	return f != nil && !slices.ContainsFunc(f.ports, func(p servicePort) bool { return p.name == name })
 }
 
 func tlsWinner(v *view, namespace string, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) *policyFact {
