@@ -563,6 +563,22 @@ func TestUnknownRouteKindHidesNoMissingCertificate(t *testing.T) {
 }
 
 // TestANewFleetIsToldThatItHasNothingToRun: an Envoy whose Gateway has no valid listener would wait for ever, and its pod never be ready.
+// TestResolvedRefsSpeaksOfListenersToo: a Gateway that says of its own certificate that it is resolved does not say so of all references while a listener's is missing.
+func TestResolvedRefsSpeaksOfListenersToo(t *testing.T) {
+	cert, client := secretKey("infra", "later"), secretKey("infra", "client")
+	w, s := start(t)
+	r := gatewayRecord(theGateway, "one", httpListener("http", "", 80), httpsListener("https", "", 443, cert))
+	r.Client, r.ClientKey = secretName(client), &client
+	s.Apply([]Change{w.put(client, secretOK(client)), w.put(theGateway, r, client, cert)})
+	for _, want := range []string{"False ListenersNotResolved", "True ResolvedRefs"} {
+		status, _ := s.GatewayStatus(theGateway)
+		if got := show(find(t, status.Conditions, "ResolvedRefs")); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		s.Apply([]Change{w.put(cert, secretOK(cert))})
+	}
+}
+
 func TestANewFleetIsToldThatItHasNothingToRun(t *testing.T) {
 	w, s := newWorld(t), New(testConfig)
 	s.Apply([]Change{w.put(classKey("one"), class("one", ours))})

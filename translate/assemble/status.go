@@ -84,11 +84,16 @@ func gatewayStatus(g *gateway) GatewayStatus {
 }
 
 // clientCertificateResolved is the condition ResolvedRefs of a Gateway whose certificate towards backends is in order. One that is not is a problem of the Gateway,
-// and told by others.
+// and told by others. The condition speaks of the listeners' references too.
 func clientCertificateResolved(g *gateway) []metav1.Condition {
 	kind := string(gatewayv1.GatewayConditionResolvedRefs)
 	if _, _, bad := summary(g.problems, kind); bad || g.record.ClientKey == nil {
 		return nil
+	}
+	for _, l := range g.of(nil) {
+		if _, _, bad := summary(append(slices.Clone(l.problems), l.notes...), kind); bad {
+			return []metav1.Condition{condition(kind, false, string(gatewayv1.GatewayReasonListenersNotResolved), fmt.Sprintf("references of listener %q are not resolved; see its conditions", l.Name), g.record.Object.Generation)}
+		}
 	}
 	return []metav1.Condition{condition(kind, true, string(gatewayv1.GatewayReasonResolvedRefs), "all references are resolved", g.record.Object.Generation)}
 }
