@@ -563,6 +563,27 @@ func TestUnknownRouteKindHidesNoMissingCertificate(t *testing.T) {
 }
 
 // TestANewFleetIsToldThatItHasNothingToRun: an Envoy whose Gateway has no valid listener would wait for ever, and its pod never be ready.
+// TestServiceOfTheGatewaysName: a UDP listener and the Service behind it have a namespace, a name and a port in common, and what becomes of one is not taken for the other.
+func TestServiceOfTheGatewaysName(t *testing.T) {
+	l := withProtocol(httpListener("dns", "", 53), protocolUDP)
+	l.Kinds = []string{"UDPRoute"}
+	w, s := start(t, l)
+	service, k := serviceKey("infra", "gw"), routeKey("infra", "r")
+	service.Name, k.Name = "gw/53/udp", "UDPRoute/r"
+	r := routeRecord(k, nil, []record.Parent{parentOf(theGateway)}, record.Rule{Stream: []record.Share{{Backend: &service, Weight: 1}}})
+	r.Object.Kind = "UDPRoute"
+	s.Apply(append(w.service(service), w.put(k, r, refsOf(service)...)))
+	endpoints := endpointsRecord(service)
+	endpoints.Bytes = append(endpoints.Bytes, 'x')
+	for _, f := range s.Apply([]Change{w.put(endpointsKey(service), endpoints)}).Fleets {
+		for _, r := range f.Resources {
+			if r.Bytes == nil {
+				t.Errorf("%v %s is removed", r.Type, r.Name)
+			}
+		}
+	}
+}
+
 // TestResolvedRefsSpeaksOfListenersToo: a Gateway that says of its own certificate that it is resolved does not say so of all references while a listener's is missing.
 func TestResolvedRefsSpeaksOfListenersToo(t *testing.T) {
 	cert, client := secretKey("infra", "later"), secretKey("infra", "client")

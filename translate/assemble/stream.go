@@ -33,12 +33,12 @@ type contender struct {
 // baseStream gives the stream that a listener always has, routes or not: what no route takes is closed there.
 func (g *gateway) baseStream(l *listener) *stream { return g.stream(l, domain(l.hostname)) }
 
-// streamName names the stream of a listener for a domain.
+// streamName names the stream of a listener for a domain. No backend is called so, also none of a Service of the Gateway's name: what ends a name is no consumer.
 func (g *gateway) streamName(l *listener, domain string) string {
 	name := portName(g.fleet, l.Port)
 	switch l.Protocol {
 	case protocolUDP:
-		return name + udpSuffix
+		return name + "/datagrams"
 	case protocolTCP:
 		return name + "/stream"
 	}
