@@ -1,11 +1,16 @@
 package translate
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -50,6 +55,9 @@ func plainSecret(name string, f *secretFact) (plain []byte, reason string) {
 	if err != nil {
 		return nil, fmt.Sprintf("holds no usable certificate and key (%v): put matching PEM into tls.crt and tls.key", err)
 	}
+	if broken(f.certificate) {
+		return nil, "holds a block of PEM that is broken: correct tls.crt"
+	}
 	if reason := checkChain(pair); reason != "" {
 		return nil, reason
 	}
@@ -60,12 +68,30 @@ func plainSecret(name string, f *secretFact) (plain []byte, reason string) {
 	return plain, ""
 }
 
+// broken tells whether PEM begins a block that cannot be read. Go passes over it, Envoy rejects all of it.
+func broken(text []byte) bool {
+	begun := bytes.Count(append([]byte("\n"), text...), []byte("\n-----BEGIN "))
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			return begun > 0
+		}
+		begun--
+	}
+}
+
+// mustStaple is the extension by which a certificate asks for a stapled OCSP response (RFC 7633).
+var mustStaple = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 24}
+
 // checkChain holds a chain against what BoringSSL takes.
 func checkChain(pair tls.Certificate) (reason string) {
 	for i, der := range pair.Certificate {
 		if _, err := x509.ParseCertificate(der); err != nil {
 			return fmt.Sprintf("holds a chain whose certificate %d is broken (%v): correct tls.crt", i+1, err)
 		}
+	}
+	if slices.ContainsFunc(pair.Leaf.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(mustStaple) }) {
+		return "must be served with an OCSP response, for which a Secret has no place: use a certificate without must-staple"
 	}
 	switch key := pair.Leaf.PublicKey.(type) {
 	case *rsa.PublicKey:

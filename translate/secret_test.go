@@ -32,8 +32,8 @@ var certificates = sync.OnceValue(func() map[string]pair {
 	}
 })
 
-func certificate(key crypto.Signer) pair {
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a.example"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0), DNSNames: []string{"a.example"}}
+func certificate(key crypto.Signer, more ...pkix.Extension) pair {
+	template := &x509.Certificate{ExtraExtensions: more, SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a.example"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0), DNSNames: []string{"a.example"}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		panic(err)
@@ -48,6 +48,7 @@ func certificate(key crypto.Signer) pair {
 // TestSecretThatEnvoyWouldReject names each case after what is wrong with it.
 func TestSecretThatEnvoyWouldReject(t *testing.T) {
 	c := certificates()
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	for name, want := range map[string]struct {
 		pair
 		reason string
@@ -57,6 +58,10 @@ func TestSecretThatEnvoyWouldReject(t *testing.T) {
 		"small key":       {c["rsa1024"], "1024 bits"},
 		"weak curve":      {c["p224"], "P-224"},
 		"broken chain":    {pair{append(slices.Clone(c["ecdsa"].cert), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})...), c["ecdsa"].key}, "certificate 2"},
+		"broken PEM":      {pair{append(slices.Clone(c["ecdsa"].cert), "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"...), c["ecdsa"].key}, "PEM that is broken"},
+		"PEM cut off":     {pair{append(slices.Clone(c["ecdsa"].cert), "-----BEGIN CERTIFICATE-----\nMIIB"...), c["ecdsa"].key}, "PEM that is broken"},
+		"text before PEM": {pair{append([]byte("Certificate:\n"), c["ecdsa"].cert...), c["ecdsa"].key}, ""},
+		"must-staple":     {certificate(key, pkix.Extension{Id: mustStaple, Value: []byte{0x30, 3, 2, 1, 5}}), "OCSP"},
 		"unknown key":     {c["ed25519"], "does not take"},
 		"key of another":  {pair{c["ecdsa"].cert, c["ed25519"].key}, "no usable certificate"},
 		"not a PEM block": {c["junk"], "no usable certificate"},
