@@ -344,6 +344,33 @@ func TestCertificateDecidesAboutTheChain(t *testing.T) {
 	sound(t, s)
 }
 
+// TestRejectedCertificateSaysSo: one that proxies rejected is there, and its listener tells what they said, also while the previous version is served.
+func TestRejectedCertificateSaysSo(t *testing.T) {
+	w, s := start(t, httpsListener("https", "", 443, theSecret))
+	resolved := func() metav1.Condition {
+		g, _ := s.GatewayStatus(theGateway)
+		return find(t, g.Listeners[0].Conditions, "ResolvedRefs")
+	}
+	s.Apply([]Change{w.pin(theSecret, "")})
+	if got := resolved(); show(got) != "False InvalidCertificateRef" || !strings.Contains(got.Message, "regex too large") {
+		t.Errorf("without a previous version: %+v", got)
+	}
+	s.Apply([]Change{w.put(theSecret, secretOK(theSecret))})
+	rotated := secretOK(theSecret)
+	rotated.Version = "v2"
+	s.Apply([]Change{w.update(theSecret, rotated)})
+	if got := resolved(); show(got) != "True ResolvedRefs" {
+		t.Errorf("rotated: %+v", got)
+	}
+	s.Apply([]Change{w.pin(theSecret, "")})
+	if got := resolved(); show(got) != "False InvalidCertificateRef" || !strings.Contains(got.Message, "regex too large") || !strings.Contains(got.Message, "the previous version is served") {
+		t.Errorf("with a previous version: %+v", got)
+	}
+	if g, _ := s.GatewayStatus(theGateway); !g.Valid {
+		t.Error("the previous version is served, and the Gateway is said to be invalid")
+	}
+}
+
 func TestMissingBackendIsNotServed(t *testing.T) {
 	w, s := start(t, httpListener("http", "", 80))
 	addRoute(t, w, s, routeKey("a", "r"), nil)

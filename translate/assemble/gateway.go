@@ -90,7 +90,13 @@ func newGateway(k record.Key, l live, class *record.Class, withheld string, s *S
 
 // buildListeners merges the Gateway's own listeners with those of its ListenerSets, and decides which of them can be served.
 func (g *gateway) buildListeners(s *State, withheld string) {
-	g.listeners = listenersOf(g, func(k record.Key) *record.Secret { return as[record.Secret](s.entries[k]) })
+	g.listeners = listenersOf(g, func(k record.Key) (*record.Secret, string) {
+		e := s.entries[k]
+		if e == nil {
+			return nil, ""
+		}
+		return as[record.Secret](e), e.live.pending
+	})
 	for _, l := range g.listeners {
 		if l.Protocol == protocolHTTPS && g.clients[l.Port] == nil {
 			g.clients[l.Port] = s.clientsOf(g, l.Port)
@@ -113,7 +119,7 @@ func (l *listener) validate(c *clients) {
 	if c == nil || l.Protocol != protocolHTTPS {
 		return
 	}
-	l.notes = filter(c.notes, func(p record.Problem) bool { return p.Condition == string(gatewayv1.ListenerConditionResolvedRefs) })
+	l.notes = append(l.notes, filter(c.notes, func(p record.Problem) bool { return p.Condition == string(gatewayv1.ListenerConditionResolvedRefs) })...)
 	if p := c.obstacle(); p != nil {
 		l.problems = append(l.problems, *p)
 		l.blocked = l.obstacle()

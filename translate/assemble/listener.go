@@ -68,8 +68,8 @@ func (l *listener) socket(fleet string) string {
 	return portName(fleet, l.Port)
 }
 
-// secretOf looks a certificate's record up: its live content or nil.
-type secretOf func(record.Key) *record.Secret
+// secretOf looks a certificate's record up: its live content or nil, and why that is not its newest one, "" = it is.
+type secretOf func(record.Key) (live *record.Secret, pending string)
 
 // listenersOf decides for each listener of a Gateway and of the ListenerSets that it takes whether it can be served and why not. It is pure.
 func listenersOf(g *gateway, secret secretOf) []*listener {
@@ -135,7 +135,8 @@ func unsupportedProtocol(protocol string) record.Problem {
 	}
 }
 
-// certificateProblems checks the certificates of a listener that terminates TLS and that nothing else keeps from being served: all of them must be there.
+// certificateProblems checks the certificates of a listener that terminates TLS and that nothing else keeps from being served: all of them must be there. One whose previous
+// version is served is noted.
 func certificateProblems(l *listener, secret secretOf) []record.Problem {
 	if !l.terminates() || l.obstacle() != "" {
 		return nil
@@ -153,8 +154,10 @@ func certificateProblems(l *listener, secret secretOf) []record.Problem {
 	}
 	var out []record.Problem
 	for _, k := range l.SecretKeys {
-		s := secret(k)
+		s, pending := secret(k)
 		switch {
+		case s == nil && pending != "":
+			out = append(out, invalid(fmt.Sprintf("Secret %s/%s: %s", k.Namespace, k.Name, pending)))
 		case s == nil:
 			out = append(out, invalid(fmt.Sprintf("Secret %s/%s is not there; create it", k.Namespace, k.Name)))
 		case s.Problem != nil:
@@ -163,6 +166,8 @@ func certificateProblems(l *listener, secret secretOf) []record.Problem {
 				p.Reason = s.Problem.Reason
 			}
 			out = append(out, p)
+		case pending != "":
+			l.notes = append(l.notes, invalid(fmt.Sprintf("Secret %s/%s: %s", k.Namespace, k.Name, pending)))
 		}
 	}
 	return out
