@@ -169,11 +169,16 @@ func compileTLSPolicy(v *view, namespace, name string) record.Policy {
 // target is why a policy does nothing for one of its targets, nil = it does.
 func (f *policyFact) target(v *view, namespace string, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) *record.Problem {
 	var p record.Problem
-	switch section := string(value(t.SectionName)); {
-	case !isService(t):
+	if !isService(t) {
 		p = accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("target %s is no core Service: name a Service", t.Name))
-	case section != "" && fact[serviceFact](v, "Service", namespace, string(t.Name)).lacks(section):
+		return &p
+	}
+	service, section := fact[serviceFact](v, "Service", namespace, string(t.Name)), string(value(t.SectionName))
+	switch ports := service.named(section); {
+	case service != nil && section != "" && len(ports) == 0:
 		p = accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("Service %s has no port of the name %s: correct sectionName", t.Name, section))
+	case len(ports) > 0 && !slices.ContainsFunc(ports, func(p servicePort) bool { return p.protocol != "UDP" }):
+		p = accepted(string(gatewayv1.PolicyReasonInvalid), fmt.Sprintf("Service %s has UDP alone there, and TLS is of TCP: name a TCP port", t.Name))
 	default:
 		winner := tlsWinner(v, namespace, t)
 		if winner == f {
@@ -184,9 +189,12 @@ func (f *policyFact) target(v *view, namespace string, t gatewayv1.LocalPolicyTa
 	return &p
 }
 
-// lacks tells whether a Service is there and has no port of a name.
-func (f *serviceFact) lacks(name string) bool {
-	return f != nil && !slices.ContainsFunc(f.ports, func(p servicePort) bool { return p.name == name })
+// named are the ports of a name, all where it is "".
+func (f *serviceFact) named(name string) []servicePort {
+	if f == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(f.ports), func(p servicePort) bool { return name != "" && p.name != name })
 }
 
 func tlsWinner(v *view, namespace string, t gatewayv1.LocalPolicyTargetReferenceWithSectionName) *policyFact {
