@@ -30,6 +30,9 @@ type assignment struct {
 	asked     bool
 }
 
+// maxAddresses is the API's own limit, beyond which a status is not taken at all: a fleet may be on more nodes than that.
+const maxAddresses = 16
+
 // assign gives each address that a Gateway asks for one of those that there are, and where it asks for none all that there are (GEP-5093). Without the field routability, so in the
 // standard channel, one without a value asks for nothing.
 func (r Reach) assign(s assemble.GatewayStatus) assignment {
@@ -39,7 +42,7 @@ func (r Reach) assign(s assemble.GatewayStatus) assignment {
 	}
 	out := assignment{asked: len(requested) > 0}
 	if !out.asked {
-		for _, a := range r.Addresses {
+		for _, a := range r.Addresses[:min(len(r.Addresses), maxAddresses)] {
 			out.addresses = append(out.addresses, r.told(record.Address{}, a, s.Routability))
 		}
 		return out

@@ -1,10 +1,12 @@
 package status
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/translate/assemble"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -104,6 +106,18 @@ func TestAssignment(t *testing.T) {
 		if all := c.assigned == "AddressesAssigned"; summary(has) != c.addresses || got.Reason != c.assigned || (got.Status == metav1.ConditionTrue) != all || !strings.Contains(got.Message, c.says) || reason != c.programmed {
 			t.Errorf("%s: addresses %s, AddressesAssigned %s %s %q, Programmed %q", c.failure, summary(has), got.Status, got.Reason, got.Message, reason)
 		}
+	}
+}
+
+// TestMoreAddressesThanAStatusHasRoomFor: a fleet on twenty nodes is reached at each, and an API server takes no status that names more than sixteen.
+func TestMoreAddressesThanAStatusHasRoomFor(t *testing.T) {
+	var r Reach
+	for i := range 20 {
+		r.Addresses = append(r.Addresses, fmt.Sprintf("192.0.2.%d", i))
+	}
+	got := Gateway(assemble.GatewayStatus{}, r, Convergence{}, metav1.Now(), gatewayv1.GatewayStatus{}).Addresses
+	if len(got) != 16 || got[15].Value != "192.0.2.15" {
+		t.Errorf("%d addresses: %s", len(got), asJSON(got))
 	}
 }
 
