@@ -275,6 +275,34 @@ func TestHold(t *testing.T) {
 	p.expect(Cluster, "-b")
 }
 
+// TestHoldEndsWithWhatTheClientHolds: what was unheard of when the client came, and came to this replica meanwhile, is not taken away from the client.
+func TestHoldEndsWithWhatTheClientHolds(t *testing.T) {
+	caughtUp := make(chan struct{})
+	s := plainServer(Config{Gate: true, Hold: func(ctx context.Context, _ string) error {
+		select {
+		case <-caughtUp:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}})
+	full(s)
+	p := openPipe(t, s)
+	p.toServer <- reconnect(Cluster, map[string]string{"a": "1", "b": "1", "vanished": "1"})
+	p.toServer <- reconnect(Listener, map[string]string{"l": "1"})
+	p.toServer <- reconnect(Route, map[string]string{"rc": "2"}, "rc")
+	p.silent()
+	put(s, 6, clusterOf("b", "1"), routeOf("rc", "2", "b"))
+	p.silent()
+	close(caughtUp)
+	p.expect(Cluster, "b")
+	p.expect(Route, "rc")
+	p.expect(Cluster, "-vanished")
+	put(s, 7, gone(Cluster, "b"), routeOf("rc", "3", "a"))
+	p.expect(Route, "rc")
+	p.expect(Cluster, "-b")
+}
+
 // TestGate: a route waits for the ACK of its cluster, but not for ever, and removals wait for the ACK of routes.
 func TestGate(t *testing.T) {
 	s := plainServer(Config{Gate: true, GateTimeout: 300 * time.Millisecond})

@@ -89,13 +89,19 @@ func (sub *subscription) collect(t *table, seq, acked uint64) {
 	sub.sent = seq
 }
 
-// resolve tells whether the stream wants it, and gives a name that was asked for before it existed its id.
+// resolve tells whether the stream wants it, and gives a name that was asked for, or is held by the client, before it existed its id.
 func (sub *subscription) resolve(it *item) bool {
 	if len(sub.unknown) > 0 {
 		if _, ok := sub.unknown[it.name]; ok {
 			delete(sub.unknown, it.name)
 			sub.named.add(it.id)
 		}
+	}
+	if _, ok := sub.stray[it.name]; ok { // this replica has heard of it by now: it must not be removed as a stray after it was sent
+		delete(sub.stray, it.name)
+		sub.present.add(it.id)
+		sub.acked.add(it.id)
+		sub.held[it.id] = &item{id: it.id, name: it.name, opaque: true}
 	}
 	return sub.wants(it.id)
 }
