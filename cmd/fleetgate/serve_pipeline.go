@@ -58,7 +58,7 @@ func (p *pipeline) rebuild() error { return p.assemble(p.db.Snapshot) }
 func (p *pipeline) assemble(scan func(each func(*store.Record) error) (uint64, error)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.fleets
+	before, old := p.state, p.fleets
 	p.state, p.fleets = assemble.New(p.config), map[string]uint64{}
 	p.loadPins()
 	var changes []assemble.Change
@@ -71,13 +71,36 @@ func (p *pipeline) assemble(scan func(each func(*store.Record) error) (uint64, e
 	}
 	p.from = index
 	p.fence()
-	p.publish(index, p.state.Apply(changes))
+	delta := p.state.Apply(changes)
+	if before != nil {
+		remove(delta.Fleets, before)
+	}
+	p.publish(index, delta)
 	for fleet := range old {
 		if _, still := p.fleets[fleet]; !still {
 			p.server.Apply([]xds.Update{{Fleet: fleet, Index: index, Gone: true}})
 		}
 	}
 	return nil
+}
+
+// remove adds the removal of what fleets had before: a state that is made anew tells only of what there is.
+func remove(fleets []assemble.FleetDelta, before *assemble.State) {
+	for i := range fleets {
+		f := &fleets[i]
+		is := map[assemble.ResourceType]map[string]bool{}
+		for _, r := range f.Resources {
+			if is[r.Type] == nil {
+				is[r.Type] = map[string]bool{}
+			}
+			is[r.Type][r.Name] = true
+		}
+		for _, r := range before.Resources(f.Fleet) {
+			if !is[r.Type][r.Name] {
+				f.Resources = append(f.Resources, assemble.Resource{Type: r.Type, Name: r.Name})
+			}
+		}
+	}
 }
 
 func (p *pipeline) loadPins() {
