@@ -479,7 +479,7 @@ func (r *replica) sayBye() {
 	r.tell(ctx, true)
 }
 
-// catchUp brings this replica to the leader's commit index, for a proxy that knows something newer than we do (D4).
+// catchUp brings what this replica serves to the leader's commit index, for a proxy that knows something newer than we do (D4).
 func (r *replica) catchUp(ctx context.Context, _ string) error {
 	select {
 	case <-r.ready:
@@ -492,7 +492,7 @@ func (r *replica) catchUp(ctx context.Context, _ string) error {
 	if err != nil {
 		return err
 	}
-	return r.db.WaitApplied(ctx, index)
+	return r.pipe.await(ctx, index)
 }
 
 // The writer's facts.

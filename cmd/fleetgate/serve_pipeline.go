@@ -32,6 +32,8 @@ type pipeline struct {
 	pins   map[store.Key]store.Pin
 	ahead  map[store.Key]shard.Ahead // endpoints that the store does not have yet
 	from   uint64                    // index of the last rebuild
+	served uint64                    // index up to which every step has been handed to xds
+	moved  chan struct{}             // closed when served is another
 	cancel func()
 	events <-chan store.Event
 }
@@ -39,7 +41,7 @@ type pipeline struct {
 // start assembles what the disk holds, so that proxies can be answered before anybody else was heard. records are all that the store read when it was
 // opened; nothing has been applied since.
 func (p *pipeline) start(records []*store.Record) error {
-	p.ahead = map[store.Key]shard.Ahead{}
+	p.ahead, p.moved = map[store.Key]shard.Ahead{}, make(chan struct{})
 	p.events, p.cancel = p.db.Subscribe()
 	return p.assemble(func(each func(*store.Record) error) (uint64, error) {
 		for _, r := range records {
@@ -81,7 +83,32 @@ func (p *pipeline) assemble(scan func(each func(*store.Record) error) (uint64, e
 			p.server.Apply([]xds.Update{{Fleet: fleet, Index: index, Gone: true}})
 		}
 	}
+	p.reach(index)
 	return nil
+}
+
+// reach notes that everything up to an index is served; the caller holds mu.
+func (p *pipeline) reach(index uint64) {
+	p.served = index
+	close(p.moved)
+	p.moved = make(chan struct{})
+}
+
+// await waits until everything up to an index is served: the store has it before.
+func (p *pipeline) await(ctx context.Context, index uint64) error {
+	for {
+		p.mu.RLock()
+		served, moved := p.served, p.moved
+		p.mu.RUnlock()
+		if served >= index {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for index %d to be served (now: %d): %w", index, served, ctx.Err())
+		}
+	}
 }
 
 // remove adds the removal of what fleets had before: a state that is made anew tells only of what there is.
@@ -157,6 +184,7 @@ func (p *pipeline) step(e store.Event) error {
 	if e.TableMoved {
 		p.fence()
 	}
+	p.reach(e.Index)
 	return nil
 }
 

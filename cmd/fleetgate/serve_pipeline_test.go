@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -199,5 +200,30 @@ func TestSnapshotTakesAwayWhatItLacks(t *testing.T) {
 	take(t, p)
 	if got := next(); !slices.Equal(got, []string{"-dev/default/gw/9090", "dev/default/gw/7070"}) {
 		t.Errorf("after the snapshot: %v", got)
+	}
+}
+
+// TestServedComesAfterApplied: what the store has is not in the hands of xds yet, and a proxy that is ahead of this replica may only be caught up with by what is (D4).
+func TestServedComesAfterApplied(t *testing.T) {
+	c := newCommitted(t)
+	p := c.serving()
+	c.put(gatewayWith("8080"))
+	index := c.db.Applied()
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.db.WaitApplied(now, index); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.await(now, index); !errors.Is(err, context.Canceled) {
+		t.Errorf("before the step was taken: %v", err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- p.await(t.Context(), index) }()
+	take(t, p)
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	if err := p.await(now, index); err != nil {
+		t.Errorf("afterwards: %v", err)
 	}
 }
