@@ -318,6 +318,7 @@ func (r *replica) lead(ctx context.Context) {
 	r.touchClasses()
 	var wg sync.WaitGroup
 	wg.Go(func() { r.leader.Run(ctx) })
+	wg.Go(func() { r.seeProxies(ctx) })
 	wg.Go(func() { r.keepPins(ctx) })
 	wg.Go(func() { r.writeStatus(ctx) })
 	wg.Go(func() { r.provision(ctx) })
@@ -348,6 +349,21 @@ func (r *replica) writeStatus(ctx context.Context) {
 		}
 	}
 	r.status.Run(ctx)
+}
+
+// seeProxies looks every second which proxies are there.
+func (r *replica) seeProxies(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		live := r.leader.Live()
+		r.acks.see(func(session string) bool { _, ok := live[session]; return ok })
+	}
 }
 
 // keepPins pins what proxies reject (D7), and lifts pins of bytes that have changed. A pin of a lesser form of a record follows where that is rejected too.

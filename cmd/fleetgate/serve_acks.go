@@ -39,6 +39,7 @@ type acks struct {
 	changed func() // the leader's status writer looks again
 
 	mu      sync.Mutex
+	looked  time.Time                         // when it was last looked who is there
 	proxies map[string]map[string]proxyReport // fleet -> proxy -> newest report
 	full    map[string]bool                   // sessions that have sent all they know since we lead
 	own     map[string]xds.Report             // our own streams, by fleet and proxy
@@ -49,7 +50,7 @@ type acks struct {
 type proxyReport struct {
 	xds.Report
 	session string
-	at      time.Time
+	at      time.Time // when it was last told of, or connected to a replica that lives
 }
 
 func newAcks(replica string, log *slog.Logger) *acks {
@@ -142,10 +143,53 @@ func (a *acks) receive(b reportBatch) {
 	}
 	if b.Full {
 		a.full[b.Session] = true
+		a.silent(b)
 	}
 	a.mu.Unlock()
 	a.changed()
 }
+
+// silent takes it that proxies of a replica have left of which it does not speak where it tells all that it knows: their end was told to another leader, or to nobody, if the replica was
+// started anew or its call did not arrive. The caller holds mu.
+func (a *acks) silent(b reportBatch) {
+	told := map[string]bool{}
+	for _, r := range b.Reports {
+		told[r.Fleet+"\x00"+r.Proxy] = true
+	}
+	for name, fleet := range a.proxies {
+		for proxy, r := range fleet {
+			if r.Connected && !told[name+"\x00"+proxy] && shard.ReplicaOf(r.session) == shard.ReplicaOf(b.Session) {
+				r.Connected = false
+				fleet[proxy] = r
+			}
+		}
+	}
+}
+
+// see notes that the proxies of live sessions are there; nobody else tells of one whose replica died with it. What waits for a proxy is looked at again when that does not count any more.
+func (a *acks) see(live func(session string) bool) {
+	a.mu.Lock()
+	now, left := a.now(), false
+	for _, fleet := range a.proxies {
+		for proxy, r := range fleet {
+			switch {
+			case r.Connected && live(r.session):
+				r.at = now
+				fleet[proxy] = r
+			case !a.there(r) && a.looked.Sub(r.at) < seenFor:
+				left = true
+			}
+		}
+	}
+	a.looked = now
+	a.mu.Unlock()
+	if left {
+		a.changed()
+	}
+}
+
+// there tells whether a proxy was seen lately; the caller holds mu.
+func (a *acks) there(r proxyReport) bool { return a.now().Sub(r.at) < seenFor }
 
 // lead forgets who has reported: a new leader writes no convergence before every live replica has.
 func (a *acks) lead() {
@@ -168,7 +212,7 @@ func (a *acks) all() []xds.Report {
 	var out []xds.Report
 	for _, fleet := range a.proxies {
 		for _, r := range fleet {
-			if r.Connected || a.now().Sub(r.at) < seenFor {
+			if a.there(r) {
 				out = append(out, r.Report)
 			}
 		}
@@ -207,7 +251,7 @@ func (a *acks) counting(known map[string]proxyReport, row []string) []string {
 		return row
 	}
 	for name, r := range known {
-		if r.Connected || a.now().Sub(r.at) < seenFor {
+		if a.there(r) {
 			row = append(row, name)
 		}
 	}
@@ -241,7 +285,7 @@ func (a *acks) rejections() []store.Pin {
 		votes := map[store.Pin]int{} // by key and hash
 		reasons := map[store.Pin]string{}
 		for _, r := range proxies {
-			if !r.Connected {
+			if !r.Connected || !a.there(r) {
 				continue
 			}
 			connected++
