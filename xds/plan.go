@@ -94,6 +94,7 @@ func (s *stream) consider(t Type, it *item, b *batch, now time.Time) {
 		sub.due.remove(it.id)
 	case !it.exists():
 		sub.due.remove(it.id)
+		delete(sub.gated, it.id) // a gate is of the wait that it was made for: one that comes again waits anew
 		if sub.present.has(it.id) {
 			sub.late.add(it.id)
 		}
@@ -101,6 +102,7 @@ func (s *stream) consider(t Type, it *item, b *batch, now time.Time) {
 		sub.due.add(it.id)
 	case rejected != nil && rejected.version == it.version:
 		sub.due.remove(it.id)
+		delete(sub.gated, it.id)
 	case s.gates(t, it, now):
 		sub.due.add(it.id)
 	default:

@@ -337,6 +337,29 @@ func TestGate(t *testing.T) {
 	p.expect(Cluster, "-a")
 }
 
+// TestNothingWaitsForWhatIsGone: a listener that is deleted while it is held back does not keep its proxy behind for ever, nor is its gate used up when it comes again.
+func TestNothingWaitsForWhatIsGone(t *testing.T) {
+	reports := make(chan Report, 1000)
+	s := plainServer(Config{Gate: true, Report: func(r Report) { reports <- r }})
+	held := listenerOf("tcp", "1", "rc", 81)
+	held.Uses = []string{"b"}
+	full(s)
+	p := openPipe(t, s)
+	p.ask(Cluster)
+	p.expect(Cluster, "a")
+	p.ask(Listener)
+	p.expect(Listener, "l")
+	p.ask(Route, "rc")
+	p.expect(Route, "rc")
+	put(s, 6, clusterOf("b", "1"), held)
+	unanswered := p.next()
+	awaitReport(t, reports, func(r Report) bool { return len(r.Waiting) == 1 && r.Waiting[0].Name == "tcp" })
+	put(s, 7, gone(Listener, "tcp"))
+	p.ack(unanswered)
+	awaitReport(t, reports, func(r Report) bool { return len(r.Waiting) == 0 && r.Acked == 7 })
+	p.silent()
+}
+
 // TestClusterThatARouteOnlyNamesGoes: a route that names a cluster but may not use it any more (its backend's policy came later, and cannot be followed) is the same as before,
 // so nothing of it is sent; the cluster goes all the same, and Envoy answers 500.
 func TestClusterThatARouteOnlyNamesGoes(t *testing.T) {
