@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"mime"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -116,11 +118,21 @@ func (r *replica) serveView(w http.ResponseWriter, req *http.Request) {
 	respond(w, r.view())
 }
 
-// setFleet replaces which proxies count for a Gateway.
+// setFleet replaces which proxies count for a Gateway of a directory: dev tells so. Whoever reaches this port may ask, in a cluster every pod; so nobody can have a say in the fleets that
+// the leader provisions, and no page in a browser in any: what is of the type JSON a browser asks about first, and gets no answer.
 func (r *replica) setFleet(w http.ResponseWriter, req *http.Request) {
+	if kind, _, err := mime.ParseMediaType(req.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		http.Error(w, "want Content-Type: application/json", http.StatusUnsupportedMediaType)
+		return
+	}
 	var f fleetRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, req.Body, 1<<20)).Decode(&f); err != nil || f.Name == "" {
 		http.Error(w, `want {"name": "cluster/namespace/gateway", "proxies": ["..."]}`, http.StatusBadRequest)
+		return
+	}
+	cluster, namespace, name := splitName(f.Name)
+	if !slices.ContainsFunc(r.cfg.Clusters, func(c clusterConfig) bool { return c.Name == cluster && len(c.Dirs) > 0 }) {
+		http.Error(w, fmt.Sprintf("%q is not a Gateway of a directory of manifests: which proxies count for another is known from its pods", f.Name), http.StatusForbidden)
 		return
 	}
 	if !r.joined() {
@@ -133,7 +145,6 @@ func (r *replica) setFleet(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, noLeader+" ("+err.Error()+")", http.StatusServiceUnavailable)
 		return
 	}
-	cluster, namespace, name := splitName(f.Name)
 	r.touchFleet(cluster, namespace, name)
 	w.WriteHeader(http.StatusNoContent)
 }
