@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,9 +19,19 @@ type listFlags struct {
 	format, namespace, cluster string
 }
 
-func (f *listFlags) add(cmd *cobra.Command, formats string) {
-	cmd.Flags().StringVarP(&f.format, "output", "o", "", "format: "+formats)
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(strings.Split(formats, ", "), cobra.ShellCompDirectiveNoFileComp))
+func (f *listFlags) add(cmd *cobra.Command, formats string) { addFormat(cmd, &f.format, formats) }
+
+// addFormat adds the flag -o; a format that is not offered is refused before anybody is asked anything.
+func addFormat(cmd *cobra.Command, format *string, formats string) {
+	offered := strings.Split(formats, ", ")
+	cmd.Flags().StringVarP(format, "output", "o", "", "format: "+formats)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(offered, cobra.ShellCompDirectiveNoFileComp))
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if *format != "" && !slices.Contains(offered, *format) {
+			return usageError{fmt.Errorf("-o %s: want %s, or nothing for a table", *format, formats)}
+		}
+		return nil
+	}
 }
 
 func (f *listFlags) addFilters(cmd *cobra.Command) {
@@ -84,14 +95,12 @@ func printList(w io.Writer, format string, data any, t *table, none string) erro
 		}
 		_, err = w.Write(b)
 		return err
-	case "", "wide":
+	default:
 		if len(t.rows) == 0 {
 			_, err := fmt.Fprintln(w, none)
 			return err
 		}
 		return t.write(w, format == "wide")
-	default:
-		return usageError{fmt.Errorf("-o %s: want json, yaml, wide, or nothing for a table", format)}
 	}
 }
 

@@ -97,7 +97,7 @@ func newTranslateCommand(t terminal) *cobra.Command {
 		Args: cobra.NoArgs,
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory, or - for stdin; may be repeated")
-	cmd.Flags().StringVarP(&format, "output", "o", "", "format: json, yaml")
+	addFormat(cmd, &format, "json, yaml")
 	cmd.Flags().StringArrayVar(&controllers, "controller-name", []string{"fleetgate.io/gatewayclass-controller"}, "GatewayClasses with this controllerName are ours")
 	cmd.Flags().StringVar(&listen, "listen-address", "0.0.0.0", "address that Envoy's listeners bind")
 	cmd.RunE = func(*cobra.Command, []string) error {

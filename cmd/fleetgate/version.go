@@ -35,7 +35,7 @@ func buildVersion() string {
 func newVersionCommand(t terminal) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{Use: "version", Short: "Say which version this is", Args: cobra.NoArgs}
-	cmd.Flags().StringVarP(&format, "output", "o", "", "format: json, yaml")
+	addFormat(cmd, &format, "json, yaml")
 	cmd.RunE = func(*cobra.Command, []string) error {
 		v := versionInfo{APIVersion: apiVersion, Kind: "Version", Version: buildVersion(), Go: runtime.Version(), Envoy: envoyVersion}
 		if format == "" {
