@@ -42,7 +42,7 @@ func newWaitCommand(a *asking) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait KIND/NAME",
 		Short: "Wait until every proxy of its fleet runs a Gateway or route",
-		Long: "Wait until every proxy of its fleet runs the newest of a Gateway or route: gateway/nginx-gateway, httproute/nginx-route, grpcroute/echo.\n" +
+		Long: "Wait until every proxy of its fleet runs the newest of a Gateway or route: gateway/nginx-gateway, httproute/nginx-route, grpcroute/echo,\ntlsroute/, tcproute/ and udproute/ likewise. " +
 			"Exit code 1 when the time is over, 3 when no replica answers, 4 when nobody leads.",
 		Args: cobra.ExactArgs(1),
 	}
@@ -52,7 +52,7 @@ func newWaitCommand(a *asking) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		kind, name, ok := strings.Cut(args[0], "/")
 		if !ok || name == "" || !waitable(kind) {
-			return usageError{fmt.Errorf("%q: want gateway/NAME, httproute/NAME or grpcroute/NAME", args[0])}
+			return usageError{fmt.Errorf("%q: want gateway/NAME, or httproute, grpcroute, tlsroute, tcproute or udproute in its place", args[0])}
 		}
 		f := listFlags{namespace: namespace, cluster: cluster}
 		var last string
@@ -83,7 +83,7 @@ func newWaitCommand(a *asking) *cobra.Command {
 
 func waitable(kind string) bool {
 	switch strings.ToLower(kind) {
-	case "gateway", "gtw", "httproute", "grpcroute":
+	case "gateway", "gtw", "httproute", "grpcroute", "tlsroute", "tcproute", "udproute":
 		return true
 	}
 	return false
