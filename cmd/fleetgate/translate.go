@@ -139,7 +139,10 @@ func readManifests(names []string, stdin io.Reader) (map[string][]byte, error) {
 			continue
 		}
 		err := filepath.WalkDir(name, func(file string, e fs.DirEntry, err error) error {
-			if err != nil || e.IsDir() || file != name && !isManifest(file) {
+			switch hidden := file != name && strings.HasPrefix(e.Name(), "."); {
+			case err == nil && e.IsDir() && hidden:
+				return fs.SkipDir
+			case err != nil || e.IsDir() || file != name && !isManifest(file):
 				return err
 			}
 			out[file], err = os.ReadFile(file)
@@ -154,7 +157,7 @@ func readManifests(names []string, stdin io.Reader) (map[string][]byte, error) {
 
 func isManifest(file string) bool {
 	base, ext := filepath.Base(file), filepath.Ext(file)
-	return !strings.HasPrefix(base, ".") && (ext == ".yaml" || ext == ".yml" || ext == ".json")
+	return !strings.HasPrefix(base, ".") && !strings.HasPrefix(base, "#") && (ext == ".yaml" || ext == ".yml" || ext == ".json")
 }
 
 // translateManifests compiles and assembles what is in files, as one cluster that has nothing else.
