@@ -79,6 +79,9 @@ func (o *devOptions) check() error {
 	if info, err := os.Stat(o.dir); err != nil || !info.IsDir() {
 		errs = append(errs, fmt.Errorf("--dir %s is not a directory; name one with Gateway API manifests, such as deploy/examples/dev", o.dir))
 	}
+	if readsAlso(o.dir, o.state) {
+		errs = append(errs, fmt.Errorf("--state %s lies in --dir %s, where it would be read as manifests; name one elsewhere, or one that begins with a dot", o.state, o.dir))
+	}
 	if net.ParseIP(o.listen) == nil {
 		errs = append(errs, fmt.Errorf("--listen-address %q is not an IP address", o.listen))
 	}
@@ -88,6 +91,12 @@ func (o *devOptions) check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// readsAlso tells whether a directory of manifests holds another one, of which a directory source would read the files: it skips what is hidden.
+func readsAlso(dir, other string) bool {
+	below, err := filepath.Rel(mustAbs(dir), mustAbs(other))
+	return err == nil && (below == "." || !strings.HasPrefix(below, ".") && !strings.Contains(below, "/."))
 }
 
 // dev is a running installation.
