@@ -92,6 +92,30 @@ type world struct {
 	events  []Event // all, in order
 	told    chan told
 	stop    func()
+
+	clock sync.Mutex
+	still time.Time // where the source's clock stands still, zero = it goes
+}
+
+// atOnce does what the source is to see as one save, however long the machine keeps this test from going on in between: meanwhile its clock stands still.
+func (w *world) atOnce(save func()) {
+	stand := func(at time.Time) {
+		w.clock.Lock()
+		defer w.clock.Unlock()
+		w.still = at
+	}
+	stand(time.Now())
+	defer stand(time.Time{})
+	save()
+}
+
+func (w *world) now() time.Time {
+	w.clock.Lock()
+	defer w.clock.Unlock()
+	if w.still.IsZero() {
+		return time.Now()
+	}
+	return w.still
 }
 
 type told struct {
@@ -121,7 +145,7 @@ func (w *world) run(watch func(*news) (watcher, error)) {
 	}
 	source, err := NewDirectory(DirectoryConfig{
 		Name: "laptop", Dir: w.dir, StatusDir: filepath.Join(filepath.Dir(w.dir), "status"), Identifier: w.ids,
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: w.now,
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -142,7 +166,14 @@ func (w *world) run(watch func(*news) (watcher, error)) {
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
+// write makes a file, or empties one and fills it anew.
 func (w *world) write(name, content string) {
+	w.t.Helper()
+	w.atOnce(func() { w.writeSlowly(name, content) })
+}
+
+// writeSlowly is write for a part of what happens at once.
+func (w *world) writeSlowly(name, content string) {
 	w.t.Helper()
 	if err := os.MkdirAll(filepath.Dir(w.path(name)), 0o755); err != nil {
 		w.t.Fatal(err)
@@ -162,7 +193,7 @@ func (w *world) must(err error) {
 // await reads what the source tells until the condition holds.
 func (w *world) await(what string, holds func() bool) {
 	w.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	poll := time.NewTicker(5 * time.Millisecond) // for what is no event: problems
 	defer poll.Stop()
 	for !holds() {
@@ -171,7 +202,7 @@ func (w *world) await(what string, holds func() bool) {
 			w.apply(told)
 		case <-poll.C:
 		case <-deadline:
-			w.t.Fatalf("%s: not within 10 s; objects %v, problems %v", what, w.objects, w.source.Problems())
+			w.t.Fatalf("%s: not within a minute; objects %v, problems %v", what, w.objects, w.source.Problems())
 		}
 	}
 }
@@ -290,16 +321,16 @@ func TestSavesOfEditors(t *testing.T) {
 			w.must(f.Close())
 		},
 		"temporary file renamed over": func(w *world, content string) {
-			w.write(".a.yaml.swp", content)
+			w.writeSlowly(".a.yaml.swp", content)
 			w.must(os.Rename(w.path(".a.yaml.swp"), w.path("a.yaml")))
 		},
 		"old file renamed away, new one made": func(w *world, content string) {
 			w.must(os.Rename(w.path("a.yaml"), w.path("a.yaml~")))
-			w.write("a.yaml", content)
+			w.writeSlowly("a.yaml", content)
 		},
 		"old file deleted, new one made": func(w *world, content string) {
 			w.must(os.Remove(w.path("a.yaml")))
-			w.write("a.yaml", content)
+			w.writeSlowly("a.yaml", content)
 		},
 	}
 	for name, save := range saves {
@@ -309,7 +340,7 @@ func TestSavesOfEditors(t *testing.T) {
 				w := start(t, map[string]string{"a.yaml": service("a", 1)}, watch)
 				w.awaitSynced()
 				for port := 2; port < 7; port++ {
-					save(w, service("a", port))
+					w.atOnce(func() { save(w, service("a", port)) })
 					w.awaitPort("a", int32(port))
 				}
 				w.neverDeleted("a")
@@ -366,14 +397,18 @@ func TestRefusedFiles(t *testing.T) {
 	w.awaitSynced()
 	w.write("a.yaml", service("a", 2)+"# "+strings.Repeat("x", 2<<20))
 	w.awaitProblem("at most 1048576 are read. Split it")
-	w.must(os.Remove(w.path("b.yaml")))
-	w.must(os.Symlink("b.yaml", w.path("b.yaml"))) // a loop cannot be read, whoever tries
+	w.atOnce(func() {
+		w.must(os.Remove(w.path("b.yaml")))
+		w.must(os.Symlink("b.yaml", w.path("b.yaml"))) // a loop cannot be read, whoever tries
+	})
 	w.awaitProblem("b.yaml: the file cannot be read")
 	if w.port("a") != 1 || w.port("b") != 1 {
 		t.Errorf("a is %d, b is %d", w.port("a"), w.port("b"))
 	}
-	w.must(os.Remove(w.path("b.yaml")))
-	w.write("b.yaml", service("b", 2))
+	w.atOnce(func() {
+		w.must(os.Remove(w.path("b.yaml")))
+		w.writeSlowly("b.yaml", service("b", 2))
+	})
 	w.write("a.yaml", service("a", 3))
 	w.awaitPort("a", 3)
 	w.awaitPort("b", 2)
@@ -423,7 +458,7 @@ func TestVanishedDirectory(t *testing.T) {
 			t.Parallel()
 			w := start(t, map[string]string{"a.yaml": service("a", 1), "b.yaml": service("b", 1), "sub/c.yaml": service("c", 1)}, newWatcher)
 			w.awaitSynced()
-			vanish(w)
+			w.atOnce(func() { vanish(w) })
 			w.awaitProblem("cannot be read any more")
 			w.write("../manifests.away/a.yaml", service("a", 2))
 			w.must(os.Remove(w.dir + ".away/b.yaml"))
@@ -446,7 +481,7 @@ func TestDirectoryThatComesBackEmptyDeletesNothing(t *testing.T) {
 	t.Parallel()
 	w := start(t, map[string]string{"a.yaml": service("a", 1)}, newWatcher)
 	w.awaitSynced()
-	w.must(os.RemoveAll(w.dir))
+	w.atOnce(func() { w.must(os.RemoveAll(w.dir)) })
 	w.awaitProblem("cannot be read any more")
 	w.must(os.Mkdir(w.dir, 0o755))
 	w.awaitProblem("was gone and lacks files now")
