@@ -185,7 +185,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	if stalls || strings.HasSuffix(r.URL.Path, "/slow") {
 		select {
 		case <-r.Context().Done():
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 		}
 		return
 	}
@@ -273,7 +273,7 @@ func runUntil(t *testing.T, cmd *exec.Cmd, line string) {
 	case err := <-died:
 		died <- err
 		t.Fatalf("envoy: %v\n%s", err, out.log.String())
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("envoy does not start")
 	}
 }

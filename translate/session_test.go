@@ -70,10 +70,10 @@ func TestRealEnvoyKeepsSessions(t *testing.T) {
 		t.Errorf("50 requests without sessions went to %v", hosts)
 	}
 	split := visit(t, url+"/split", 300)
-	if one := countOf(split, "127.0.1."); len(split) != 2 || one < 180 || one > 240 {
+	if one := countOf(split, "127.0.1."); len(split) != 2 || one < 160 || one > 255 { // Envoy draws lots: 210 are expected, and a sound one is outside of these once in 10^8 runs
 		t.Errorf("a session over two backends, 7:3, of 300 requests: %v", split)
 	}
-	if split := visit(t, url+"/rewritten", 100); len(split) != 2 || countOf(split, "127.0.1.") < 30 || countOf(split, "127.0.2.") < 30 {
+	if split := visit(t, url+"/rewritten", 100); len(split) != 2 || countOf(split, "127.0.1.") < 22 || countOf(split, "127.0.2.") < 22 { // as rare
 		t.Errorf("a session over two backends with filters of their own, 1:1, of 100 requests: %v", split)
 	}
 	for _, c := range []struct{ url, has, lacks string }{
