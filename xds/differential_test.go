@@ -339,7 +339,7 @@ func TestHistoriesAgainstGoControlPlane(t *testing.T) {
 // TestWithoutGateRoutesLoseTheirClusters: the property of the test above fails without the gate, so it can fail.
 func TestWithoutGateRoutesLoseTheirClusters(t *testing.T) {
 	failures := 0
-	for seed := range uint64(30) {
+	for seed := uint64(0); seed < 1000 && failures == 0; seed++ { // how many of them fail depends on whom the machine lets go on first
 		h := newHistory(t, seed, false, false)
 		for range 15 {
 			h.turn(false)

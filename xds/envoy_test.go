@@ -92,7 +92,7 @@ func backend(t *testing.T, body string) uint32 {
 
 func get(t *testing.T, port uint32) (int, string) {
 	t.Helper()
-	c := http.Client{Timeout: 5 * time.Second}
+	c := http.Client{Timeout: time.Minute}
 	resp, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +108,7 @@ func get(t *testing.T, port uint32) (int, string) {
 // TestRealEnvoy goes the whole way over mutual TLS: traffic, a change, a rejected listener beside good changes, a swap of clusters under load.
 func TestRealEnvoy(t *testing.T) {
 	a := newAuthority(t)
-	w := newWorld(t, Config{Gate: true}, a.serverTLS())
+	w := newWorld(t, Config{Gate: true, GateTimeout: time.Minute}, a.serverTLS()) // an Envoy that is starved for two seconds may lose requests
 	id := Identity{Cluster: "c", Namespace: "ns", Gateway: "gw", Proxy: "pod-1"}
 	one, two, port := backend(t, "one"), backend(t, "two"), uint32(freeport.Take(t))
 	w.apply(7, clusterOf("a", "1"), endpointsOf("a", "1", one), listenerOf("l", "1", "rc", port), routeOf("rc", "1", "a"))

@@ -155,7 +155,7 @@ func (w *world) report(r Report) {
 // await waits until the newest report of a proxy satisfies ok.
 func (w *world) await(proxy, what string, ok func(Report) bool) Report {
 	w.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		w.mu.Lock()
 		r, known := w.reports[proxy]

@@ -215,7 +215,7 @@ func TestGoodVersionAfterRejection(t *testing.T) {
 
 func awaitReport(t testing.TB, reports <-chan Report, ok func(Report) bool) Report {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case r := <-reports:

@@ -401,7 +401,7 @@ func decode(t Type, a *anypb.Any) (mark string, follow []string, err error) {
 // await waits until the client satisfies ok.
 func (c *client) await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		c.mu.Lock()
 		yes := ok()

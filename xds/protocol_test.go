@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -42,7 +43,7 @@ func (p *peerOf) next() *discovery.DeltaDiscoveryResponse {
 	select {
 	case r := <-p.toClient:
 		return r
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		p.t.Fatal("no response")
 		return nil
 	}
@@ -305,36 +306,39 @@ func TestHoldEndsWithWhatTheClientHolds(t *testing.T) {
 
 // TestGate: a route waits for the ACK of its cluster, but not for ever, and removals wait for the ACK of routes.
 func TestGate(t *testing.T) {
-	s := plainServer(Config{Gate: true, GateTimeout: 300 * time.Millisecond})
-	full(s)
-	p := openPipe(t, s)
-	p.ask(Cluster)
-	p.ask(Listener)
-	p.ask(Route, "rc")
-	clusters := p.next()
-	p.expect(Listener, "l")
-	p.silent() // no route before the cluster's ACK
-	p.ack(clusters)
-	p.expect(Route, "rc")
-	put(s, 6, clusterOf("b", "1"), routeOf("rc", "2", "b"), gone(Cluster, "a"))
-	unanswered := p.next()
-	time.Sleep(400 * time.Millisecond) // nothing tells that time has passed
-	p.silent()                         // a client that says nothing is slow: the time does not run
-	p.ask(Endpoints, "b")
-	p.ack(p.next())
-	p.silent()    // it has got the cluster
-	r := p.next() // and the gate timed out: the route goes
-	if got := said(r); r.TypeUrl != URLs[Route] || !slices.Equal(got, []string{"rc"}) {
-		t.Fatalf("got %s %v", r.TypeUrl, got)
-	}
-	if n := s.Stats().GateTimeouts; n != 1 {
-		t.Errorf("%d gate timeouts", n)
-	}
-	p.silent() // a is in use until the route is ACKed
-	p.ack(unanswered)
-	p.silent()
-	p.ack(r)
-	p.expect(Cluster, "-a")
+	synctest.Test(t, func(t *testing.T) { // on a slow machine the time would run out before it is to
+		s := plainServer(Config{Gate: true, GateTimeout: 300 * time.Millisecond})
+		full(s)
+		p := openPipe(t, s)
+		p.ask(Cluster)
+		p.ask(Listener)
+		p.ask(Route, "rc")
+		clusters := p.next()
+		p.expect(Listener, "l")
+		p.silent() // no route before the cluster's ACK
+		p.ack(clusters)
+		p.expect(Route, "rc")
+		time.Sleep(time.Millisecond) // here time goes only where a test sleeps, and what is sent later has to have a later time
+		put(s, 6, clusterOf("b", "1"), routeOf("rc", "2", "b"), gone(Cluster, "a"))
+		unanswered := p.next()
+		time.Sleep(400 * time.Millisecond)
+		p.silent() // a client that says nothing is slow: the time does not run
+		p.ask(Endpoints, "b")
+		p.ack(p.next())
+		p.silent()    // it has got the cluster
+		r := p.next() // and the gate timed out: the route goes
+		if got := said(r); r.TypeUrl != URLs[Route] || !slices.Equal(got, []string{"rc"}) {
+			t.Fatalf("got %s %v", r.TypeUrl, got)
+		}
+		if n := s.Stats().GateTimeouts; n != 1 {
+			t.Errorf("%d gate timeouts", n)
+		}
+		p.silent() // a is in use until the route is ACKed
+		p.ack(unanswered)
+		p.silent()
+		p.ack(r)
+		p.expect(Cluster, "-a")
+	})
 }
 
 // TestNothingWaitsForWhatIsGone: a listener that is deleted while it is held back does not keep its proxy behind for ever, nor is its gate used up when it comes again.
@@ -415,7 +419,7 @@ func TestNackIsNarrowedToTheCulprit(t *testing.T) {
 				}
 				return
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the rejection was not reported")
 		}
 	}

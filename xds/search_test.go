@@ -66,7 +66,7 @@ func (e *rejector) rejects(reports <-chan Report) Rejection {
 			}
 		case r := <-e.toClient:
 			e.take(r)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			e.t.Fatalf("no rejection was reported after %d trials", e.trials)
 		}
 	}
