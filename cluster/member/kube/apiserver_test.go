@@ -119,6 +119,7 @@ func startAPIServer(t *testing.T) *apiServer {
 		"--service-account-signing-key-file=" + s.path("sa.key"), "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none",
 		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition,DefaultStorageClass,StorageObjectInUseProtection,PodSecurity", "--profiling=false"}
 	s.up()
+	s.waitFor("the namespace default", func() bool { return s.do("GET", "/api/v1/namespaces/default", "", "", nil) == nil })
 	return s
 }
 
@@ -206,7 +207,7 @@ func (s *apiServer) pki() {
 
 // do sends a request as the administrator; answer, if given, gets the body.
 func (s *apiServer) do(method, path, contentType, body string, answer *[]byte) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 20*time.Second) // also while a test cleans up
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), time.Minute) // also while a test cleans up
 	defer cancel()
 	client, err := rest.HTTPClientFor(s.config(adminToken))
 	if err != nil {
@@ -262,14 +263,17 @@ func (s *apiServer) read(path string) string {
 	return string(b)
 }
 
+// patience is how long a test waits for what has to come: API servers start beside each other, on a machine that is busy with other things.
+const patience = 4 * time.Minute
+
 // waitFor polls what the API server gives no event for.
 func (s *apiServer) waitFor(what string, done func() bool) {
 	s.t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for !done() {
 		select {
 		case <-deadline:
-			s.t.Fatalf("%s: not in a minute", what)
+			s.t.Fatalf("%s: not in %v", what, patience)
 		case <-s.t.Context().Done():
 			s.t.Fatalf("%s: %v", what, s.t.Context().Err())
 		case <-time.After(50 * time.Millisecond):
@@ -284,6 +288,7 @@ func (s *apiServer) installCRDs() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	var installed []string
 	for _, f := range files {
 		if !strings.HasPrefix(f.Name(), gatewayGroup) {
 			continue
@@ -292,9 +297,13 @@ func (s *apiServer) installCRDs() {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		s.apply(crdPath(strings.TrimSuffix(strings.TrimPrefix(f.Name(), gatewayGroup+"_"), ".yaml")), string(b))
+		resource := strings.TrimSuffix(strings.TrimPrefix(f.Name(), gatewayGroup+"_"), ".yaml")
+		s.apply(crdPath(resource), string(b))
+		installed = append(installed, resource)
 	}
-	s.waitFor("the Gateway API", func() bool { return s.do("GET", gatewayPath("", "udproutes"), "", "", nil) == nil })
+	for _, resource := range installed { // they are taken up in no order that anybody promises
+		s.waitFor(resource, func() bool { return s.do("GET", gatewayPath("", resource), "", "", nil) == nil })
+	}
 }
 
 func crdPath(resource string) string {
@@ -357,7 +366,7 @@ func (v *view) take(events []member.Event, synced bool) {
 // until waits until what was delivered is as it should be.
 func (v *view) until(what string, done func() bool) {
 	v.t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for {
 		v.mu.Lock()
 		ok := done()
@@ -368,7 +377,7 @@ func (v *view) until(what string, done func() bool) {
 		select {
 		case <-v.news:
 		case <-deadline:
-			v.t.Fatalf("%s: not in a minute", what)
+			v.t.Fatalf("%s: not in %v", what, patience)
 		}
 	}
 }
@@ -385,6 +394,13 @@ func (v *view) there(id string) bool { return v.last[id].Object != nil }
 func (v *view) gone(id string) bool {
 	e, told := v.last[id]
 	return told && e.Object == nil
+}
+
+// object is what was delivered last, for a test that does not wait.
+func (v *view) object(id string) member.Object {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.last[id].Object
 }
 
 // has is there, for a test that does not wait.

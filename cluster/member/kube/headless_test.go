@@ -134,11 +134,7 @@ func (w *selected) keeper(t *testing.T, s *apiServer) *headless.Keeper {
 func kubernetesFindsThePodsOfXBackends(t *testing.T, s *apiServer) {
 	s.startControllers()
 	for _, file := range []string{"rbac.yaml", "fleets-rbac.yaml"} {
-		for _, m := range manifests(t, file) {
-			if plural[m.Kind] != "" {
-				s.apply("/apis/"+m.APIVersion+"/"+plural[m.Kind]+"/"+m.Metadata.Name, string(m.raw))
-			}
-		}
+		s.install(t, file)
 	}
 	s.apply("/api/v1/namespaces/shop", `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}}`)
 	s.apply("/api/v1/nodes/n", `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n"}}`)
@@ -177,6 +173,8 @@ func kubernetesFindsThePodsOfXBackends(t *testing.T, s *apiServer) {
 	w.set(nil)
 	s.remove(path)
 	s.waitFor("no Service", func() bool { return len(s.services()) == 0 })
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if len(w.told) > 0 {
 		t.Errorf("told: %q", w.told)
 	}

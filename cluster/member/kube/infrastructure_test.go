@@ -97,7 +97,10 @@ func appliedOnce(t *testing.T, i *Infrastructure) {
 		t.Fatal(err)
 	}
 	for name, g := range gateways {
-		if r := rows[name]; r == nil || r.Problem != "" {
+		mu.Lock()
+		r := rows[name]
+		mu.Unlock()
+		if r == nil || r.Problem != "" {
 			t.Errorf("%.40s: %+v", name, r)
 		}
 		want, err := fleet.Render(g, p.Install)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -107,12 +108,35 @@ var plural = map[string]string{
 	"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "FlowSchema": "flowschemas", "PriorityLevelConfiguration": "prioritylevelconfigurations",
 }
 
+// install applies those documents of a file that have no namespace, and returns when the rights in them are in force.
 func (s *apiServer) install(t *testing.T, file string) {
 	t.Helper()
 	for _, m := range manifests(t, file) {
-		s.apply("/apis/"+m.APIVersion+"/"+plural[m.Kind]+"/"+m.Metadata.Name, string(m.raw))
+		if plural[m.Kind] != "" {
+			s.apply("/apis/"+m.APIVersion+"/"+plural[m.Kind]+"/"+m.Metadata.Name, string(m.raw))
+		}
 	}
+	s.inForce()
 }
+
+// inForce waits until the API server has heard of all roles and bindings that were written: it decides by what its watches of them have brought, and these bring everything in order.
+// So a role that is written last, with a right of its own, and its binding say that those before them have come too.
+func (s *apiServer) inForce() {
+	s.t.Helper()
+	name := fmt.Sprint("last-", lastRight.Add(1))
+	s.apply(rbacPath+"clusterroles/"+name, fmt.Sprintf(`{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRole","metadata":{"name":%[1]q},"rules":[{"nonResourceURLs":["/%[1]s"],"verbs":["get"]}]}`, name))
+	s.apply(rbacPath+"clusterrolebindings/"+name, fmt.Sprintf(`{"apiVersion":"rbac.authorization.k8s.io/v1","kind":"ClusterRoleBinding","metadata":{"name":%[1]q},
+		"roleRef":{"apiGroup":"rbac.authorization.k8s.io","kind":"ClusterRole","name":%[1]q},"subjects":[{"apiGroup":"rbac.authorization.k8s.io","kind":"User","name":"somebody"}]}`, name))
+	review := fmt.Sprintf(`{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","spec":{"user":"somebody","nonResourceAttributes":{"path":"/%s","verb":"get"}}}`, name)
+	s.waitFor("the rights that were written", func() bool {
+		var answer []byte
+		err := s.do("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", "application/json", review, &answer)
+		var got struct{ Status struct{ Allowed bool } }
+		return err == nil && json.Unmarshal(answer, &got) == nil && got.Status.Allowed
+	})
+}
+
+var lastRight atomic.Int32
 
 // rightsSuffice: with the rights of deploy/rbac.yaml alone everything works; when they are taken away nothing that was delivered is deleted, and it is told.
 func rightsSuffice(t *testing.T, s *apiServer) {
@@ -125,8 +149,8 @@ func rightsSuffice(t *testing.T, s *apiServer) {
 	src.Want([]member.Ref{{Kind: "Secret", Namespace: "default", Name: "s"}})
 	v.synced()
 	v.until("the Secret", func() bool { return v.there("Secret default/s") })
-	gc := v.last["GatewayClass /fleetgate"].Object.(*gatewayv1.GatewayClass)
-	if _, err := src.WriteStatus(t.Context(), member.Status{Kind: "GatewayClass", Name: "fleetgate", ResourceVersion: gc.ResourceVersion,
+	gc := v.object("GatewayClass /fleetgate")
+	if _, err := src.WriteStatus(t.Context(), member.Status{Kind: "GatewayClass", Name: "fleetgate", ResourceVersion: gc.GetResourceVersion(),
 		Status: []byte(`{"conditions":[],"supportedFeatures":[{"name":"Gateway"}]}`)}); err != nil {
 		t.Error(err)
 	}
