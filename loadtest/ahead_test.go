@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
 	"github.com/fleetgate/fleetgate/shard"
@@ -34,7 +33,7 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: true}}]
 	}
 	service := "apiVersion: v1\nkind: Service\nmetadata: {name: still, namespace: default}\nspec: {ports: [{port: 8080}]}\n"
 	r := start(t, map[string]string{"gateway.yaml": base, "service.yaml": service, "slice.yaml": slice("before"), "route.yaml": route("default", "r", "/r", "still")})
-	r.until("the first endpoint serves", time.Minute, func() bool { _, body := r.get("/r"); return body == "before" })
+	r.until("the first endpoint serves", soon, func() bool { _, body := r.get("/r"); return body == "before" })
 
 	survivor := r.ownerOf("default")
 	pids := r.pids()
@@ -45,12 +44,12 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: true}}]
 			if err := syscall.Kill(pids[name], syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			r.until(name+" is dead", 10*time.Second, func() bool { _, err := viewOf(admin); return err != nil })
+			r.until(name+" is dead", soon, func() bool { _, err := viewOf(admin); return err != nil })
 		}
 	}
 	r.save("route.yaml", route("default", "r", "/moved", "still"))
 	r.save("slice.yaml", slice("after"))
-	took := r.until("the changed endpoint serves", 30*time.Second, func() bool { _, body := r.get("/r"); return body == "after" })
+	took := r.until("the changed endpoint serves", soon, func() bool { _, body := r.get("/r"); return body == "after" })
 	row(t, "endpoints changed without a quorum -> served", "%v", took)
 }
 
@@ -58,7 +57,7 @@ endpoints: [{addresses: [127.0.0.1], conditions: {ready: true}}]
 // not told that it owns a row before the quorum went will never know.
 func (r *rig) ownerOf(namespace string) (owner string) {
 	r.t.Helper()
-	r.until("every replica owns rows, and all know it", 30*time.Second, func() bool {
+	r.until("every replica owns rows, and all know it", soon, func() bool {
 		v, err := r.view()
 		if err != nil || slices.ContainsFunc(v.Replicas, func(x replicaView) bool { return x.Role == "Nonvoter" }) {
 			return false

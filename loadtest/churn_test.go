@@ -356,7 +356,7 @@ func (c *churn) changeGateway() {
 }
 
 // asker asks on a new connection each time: the kernel chooses which Envoy takes it.
-var asker = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var asker = &http.Client{Timeout: sayWithin, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // sees waits until answers of a path have a header: four times in a row, so that both Envoys were asked in all likelihood.
 func (c *churn) sees(what, path, header, value string) {

@@ -111,7 +111,7 @@ func found(findings, says []string) bool {
 func (r *rig) waitFindings(what string, ok func([]string) bool) {
 	r.t.Helper()
 	var last []string
-	for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(50 * time.Millisecond) { // another process sends no events
+	for begin := time.Now(); time.Since(begin) < soon; time.Sleep(50 * time.Millisecond) { // another process sends no events
 		if last = r.findings(); ok(last) {
 			return
 		}
@@ -189,8 +189,8 @@ func (s *steady) check(t *testing.T) {
 // TestBadInputs: what people get wrong is told where they look, with file, object, field and remedy, and disturbs nobody else's traffic.
 func TestBadInputs(t *testing.T) {
 	r := start(t, map[string]string{"gateway.yaml": inputsGateway, "backends.yaml": backend("default", "web"), "routes.yaml": route("default", "steady", "/steady", "web")})
-	r.waitLive("default", "steady", 1, 30*time.Second)
-	r.until("traffic flows", 10*time.Second, func() bool { code, _ := r.get("/steady"); return code == http.StatusOK })
+	r.waitLive("default", "steady", 1, soon)
+	r.until("traffic flows", soon, func() bool { code, _ := r.get("/steady"); return code == http.StatusOK })
 	r.waitFindings("something is wrong at the start", func(f []string) bool { return len(f) == 0 })
 	s := watchSteady(r)
 	defer func() { close(s.stop); s.work.Wait() }()
@@ -272,7 +272,7 @@ func (r *rig) vanish(t *testing.T, s *steady) {
 func TestFileBrokenBeforeTheStart(t *testing.T) {
 	good := route("default", "steady", "/steady", "web")
 	r := start(t, map[string]string{"gateway.yaml": inputsGateway, "backends.yaml": backend("default", "web"), "routes.yaml": good})
-	r.waitLive("default", "steady", 1, 30*time.Second)
+	r.waitLive("default", "steady", 1, soon)
 	r.stop()
 	if err := os.RemoveAll(filepath.Join(r.state, "status", ".last-good")); err != nil {
 		t.Fatal(err)
@@ -286,8 +286,8 @@ func TestFileBrokenBeforeTheStart(t *testing.T) {
 	r.programmed()
 	r.waitFindings("the broken file is not told of", func(f []string) bool { return found(f, []string{"routes.yaml", "broken YAML"}) })
 	r.save("more.yaml", route("default", "more", "/more", "web")) // goes the whole way: every row of it was swept before
-	r.waitLive("default", "more", 1, 30*time.Second)
-	r.until("the route in the broken file is served", 10*time.Second, func() bool { code, _ := r.get("/steady"); return code == http.StatusOK })
+	r.waitLive("default", "more", 1, soon)
+	r.until("the route in the broken file is served", soon, func() bool { code, _ := r.get("/steady"); return code == http.StatusOK })
 	r.save("routes.yaml", strings.Replace(good, "weight: 1", "weight: 2", 1))
 	r.waitLive("default", "steady", 2, 20*time.Second)
 	if err := os.Remove(filepath.Join(r.dir, "routes.yaml")); err != nil {

@@ -71,7 +71,7 @@ spec:
 }
 
 func (r *rig) get(path string) (int, string) {
-	resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", r.port, path))
+	resp, err := patient.Get(fmt.Sprintf("http://127.0.0.1:%d%s", r.port, path))
 	if err != nil {
 		return 0, err.Error()
 	}
@@ -90,7 +90,7 @@ func (r *rig) waitLive(namespace, name string, generation int64, limit time.Dura
 // TestMeasurePropagation: saving a weight change, from file close to both Envoys' ACK; then the split is right.
 func TestMeasurePropagation(t *testing.T) {
 	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "v1") + backend("default", "v2"), "route.yaml": route("default", "split", "/", "v1=90", "v2=10")})
-	r.waitLive("default", "split", 1, 30*time.Second)
+	r.waitLive("default", "split", 1, soon)
 	var took []time.Duration
 	n := times(200)
 	for i := range n {
@@ -126,8 +126,8 @@ func TestMeasurePropagation(t *testing.T) {
 func swap(t *testing.T, n int, args ...string) (sent, bad int, why map[string]int, took time.Duration) {
 	t.Helper()
 	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "a") + backend("default", "b"), "route.yaml": route("default", "swap", "/", "a")}, args...)
-	r.waitLive("default", "swap", 1, 30*time.Second)
-	r.until("traffic flows", 10*time.Second, func() bool { code, _ := r.get("/load"); return code == http.StatusOK })
+	r.waitLive("default", "swap", 1, soon)
+	r.until("traffic flows", soon, func() bool { code, _ := r.get("/load"); return code == http.StatusOK })
 	l := fire(r.port, 8, 0, 30)
 	begin := time.Now()
 	for i := range n {
@@ -167,7 +167,7 @@ func TestMeasureKills(t *testing.T) {
 	generation := map[string]int64{}
 	for _, ns := range spaces {
 		generation[ns] = 1
-		r.waitLive(ns, "web", 1, 30*time.Second)
+		r.waitLive(ns, "web", 1, soon)
 	}
 	change := func(ns string) {
 		generation[ns]++
@@ -193,7 +193,7 @@ func TestMeasureKills(t *testing.T) {
 		}
 		begin := time.Now()
 		change(ns)
-		r.waitLive(ns, "web", generation[ns], 30*time.Second)
+		r.waitLive(ns, "web", generation[ns], soon)
 		if elsewhere {
 			led = append(led, time.Since(begin))
 		} else {
@@ -226,7 +226,7 @@ func pick(v *view, replica string, spaces []string, owned bool) string {
 
 // equalHashes stops everything and compares the replicas' files by a full scan, if they ended at one index.
 func (r *rig) equalHashes() {
-	r.until("all replicas have applied the same", 10*time.Second, func() bool {
+	r.until("all replicas have applied the same", soon, func() bool {
 		v, err := r.view()
 		if err != nil {
 			return false
@@ -262,7 +262,7 @@ func (r *rig) equalHashes() {
 // TestMeasureStoppedProxy: with one Envoy stopped a new generation is not programmed, and it says "1 of 2 proxies".
 func TestMeasureStoppedProxy(t *testing.T) {
 	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "web"), "route.yaml": route("default", "web", "/", "web")})
-	r.waitLive("default", "web", 1, 30*time.Second)
+	r.waitLive("default", "web", 1, soon)
 	envoys := r.pidsOf("default/")
 	if len(envoys) != 2 {
 		t.Fatalf("Envoys: %v in %v", envoys, r.pids())
@@ -274,12 +274,12 @@ func TestMeasureStoppedProxy(t *testing.T) {
 	defer cont()
 	more := fmt.Sprintf("  - {name: more, protocol: HTTP, port: %d, allowedRoutes: {namespaces: {from: All}}}\n", freeport.Take(t))
 	r.save("gateway.yaml", strings.ReplaceAll(base, "PORT", fmt.Sprint(r.port))+more)
-	r.until("the Gateway says 1 of 2 proxies", 10*time.Second, func() bool {
+	r.until("the Gateway says 1 of 2 proxies", soon, func() bool {
 		v, err := r.view()
 		return err == nil && v.Gateways[0].Generation == 2 && v.Gateways[0].Programmed == "False" && strings.Contains(v.Gateways[0].Message, "1 of 2 proxies")
 	})
 	cont()
-	r.until("the Gateway is programmed again", 20*time.Second, func() bool {
+	r.until("the Gateway is programmed again", soon, func() bool {
 		v, err := r.view()
 		return err == nil && v.Gateways[0].Programmed == "True"
 	})
@@ -290,8 +290,8 @@ func TestMeasureStoppedProxy(t *testing.T) {
 func TestRejectedRoute(t *testing.T) {
 	r := start(t, map[string]string{"gateway.yaml": base, "backends.yaml": backend("default", "a") + backend("default", "b"),
 		"bad.yaml": route("default", "bad", "/bad", "a"), "good.yaml": route("default", "good", "/good", "a")}, "--test-re2-program", "100")
-	r.waitLive("default", "bad", 1, 30*time.Second)
-	r.waitLive("default", "good", 1, 30*time.Second)
+	r.waitLive("default", "bad", 1, soon)
+	r.waitLive("default", "good", 1, soon)
 	regex := strings.Replace(route("default", "bad", "/bad", "b"), "type: PathPrefix, value: /bad", "type: RegularExpression, value: \"/bad/[a-z]{1,200}\"", 1)
 	r.save("bad.yaml", regex)
 	told := r.until("the route says that proxies rejected it", 10*time.Second, func() bool { return r.rejected("bad") })
@@ -308,11 +308,11 @@ func TestRejectedRoute(t *testing.T) {
 	for _, pid := range r.pidsOf("default/") {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	r.until("fresh Envoys of restarted replicas serve", 60*time.Second, func() bool { code, _ := r.get("/good"); return code == http.StatusOK })
+	r.until("fresh Envoys of restarted replicas serve", soon, func() bool { code, _ := r.get("/good"); return code == http.StatusOK })
 	r.serves("/bad", "a-")
 	r.save("bad.yaml", route("default", "bad", "/bad", "b"))
-	r.until("a corrected route goes live", 20*time.Second, func() bool { _, body := r.get("/bad"); return strings.Contains(body, "b-") })
-	r.until("and says so", 20*time.Second, func() bool { return !r.rejected("bad") })
+	r.until("a corrected route goes live", soon, func() bool { _, body := r.get("/bad"); return strings.Contains(body, "b-") })
+	r.until("and says so", soon, func() bool { return !r.rejected("bad") })
 }
 
 func (r *rig) serves(path, pod string) {

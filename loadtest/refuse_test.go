@@ -99,7 +99,7 @@ func (s *serving) begin() {
 // up waits until the replica takes part in a group that has a leader.
 func (s *serving) up() {
 	s.t.Helper()
-	for begin := time.Now(); time.Since(begin) < 30*time.Second; time.Sleep(10 * time.Millisecond) { // another process sends no events
+	for begin := time.Now(); time.Since(begin) < soon; time.Sleep(10 * time.Millisecond) { // another process sends no events
 		resp, err := client.Get("http://" + s.flags["admin-listen"] + "/readyz")
 		if err == nil {
 			_, _ = io.Copy(io.Discard, resp.Body)
@@ -109,7 +109,7 @@ func (s *serving) up() {
 			}
 		}
 	}
-	s.t.Fatalf("the replica is not up within 30 s:\n%s", tail(s.out.String(), 3000))
+	s.t.Fatalf("the replica is not up within a minute:\n%s", tail(s.out.String(), 3000))
 }
 
 // stop ends the process in order, so that its directory can be used.
@@ -145,12 +145,12 @@ func grown(t *testing.T) *serving {
 // founded waits until the group's id is committed: before that a directory belongs to no group.
 func (s *serving) founded() {
 	s.t.Helper()
-	for begin := time.Now(); time.Since(begin) < 30*time.Second; time.Sleep(10 * time.Millisecond) { // another process sends no events
+	for begin := time.Now(); time.Since(begin) < soon; time.Sleep(10 * time.Millisecond) { // another process sends no events
 		if v, err := viewOf(s.flags["admin-listen"]); err == nil && v.ClusterID != "" {
 			return
 		}
 	}
-	s.t.Fatalf("no group was founded within 30 s:\n%s", tail(s.out.String(), 3000))
+	s.t.Fatalf("no group was founded within a minute:\n%s", tail(s.out.String(), 3000))
 }
 
 // edit changes a file.

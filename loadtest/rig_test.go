@@ -119,6 +119,7 @@ type view struct {
 	} `json:"proxies"`
 	Rows []struct {
 		Cluster, From, To, Owner, Next string
+		Epoch                          uint64
 	} `json:"rows"`
 	Problems []struct{ File, Message string } `json:"problems"`
 }
@@ -159,7 +160,7 @@ func (r *rig) run(bin string, args ...string) {
 
 func (r *rig) programmed() {
 	r.t.Helper()
-	r.until("the Gateway is programmed", time.Minute, func() bool {
+	r.until("the Gateway is programmed", soon, func() bool {
 		v, err := r.view()
 		return err == nil && len(v.Gateways) > 0 && v.Gateways[0].Programmed == "True" && v.Gateways[0].ProxiesAcked == 2
 	})
@@ -172,9 +173,9 @@ func (r *rig) stop() {
 		if err != nil {
 			r.t.Errorf("fleetgate dev ended with %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(soon):
 		_ = r.cmd.Process.Kill()
-		r.t.Error("fleetgate dev did not stop within 30 s of SIGTERM")
+		r.t.Error("fleetgate dev did not stop within a minute of SIGTERM")
 	}
 	if r.t.Failed() {
 		r.t.Logf("output of dev:\n%s", tail(r.out.String(), 6000))
@@ -238,7 +239,11 @@ func (r *rig) adminAddresses() []string {
 	return r.admins
 }
 
+// client asks replicas of which each can be asked in another one's place.
 var client = &http.Client{Timeout: 3 * time.Second}
+
+// patient asks where no answer is a wrong answer.
+var patient = &http.Client{Timeout: sayWithin}
 
 // view asks the first replica that answers with a leader.
 func (r *rig) view() (*view, error) {
@@ -314,7 +319,7 @@ func fire(port, workers, rps, slowMS int) *load {
 	l := &load{bad: map[string]int{}, stop: cancel}
 	for w := range workers {
 		l.running.Go(func() {
-			c := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 10 * time.Second}
+			c := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: sayWithin}
 			defer c.CloseIdleConnections()
 			var tick *time.Ticker
 			if rps > 0 {
