@@ -254,7 +254,7 @@ func forwards(p podRig) {
 func restarts(p podRig) {
 	p.wait("pod/crash", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff")
 	p.expect(p.kubectl("get", "pod", "crash", "-o", "jsonpath={.status.containerStatuses[0].lastState.terminated['exitCode','message']}"), "3 why")
-	p.expect(p.kubectl("logs", "crash"), "run")
+	p.expect(p.kubectl("logs", "-f", "crash"), "run") // to the end: it may have begun once more, and said nothing yet
 	p.expect(p.kubectl("logs", "crash", "--previous"), "run")
 }
 
