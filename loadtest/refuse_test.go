@@ -125,7 +125,7 @@ func (s *serving) stop() {
 func (s *serving) ends() {
 	s.t.Helper()
 	select {
-	case <-time.After(time.Minute): // a hang fails here; how fast it ends depends on the machine
+	case <-time.After(3 * time.Minute): // a hang fails here; how fast it ends depends on the machine, and on how long its name servers take
 		s.t.Fatalf("it goes on:\n%s", tail(s.out.String(), 3000))
 	case <-s.exited:
 	}

@@ -41,11 +41,24 @@ func times(n int) int {
 	return max(1, n/10)
 }
 
+// binDir is where build put the program, "" = no test needed it.
+var binDir string
+
+// TestMain takes the program away again: ten runs of it fill a gibibyte.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if binDir != "" {
+		_ = os.RemoveAll(binDir)
+	}
+	os.Exit(code)
+}
+
 var build = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "fleetgate-bin")
 	if err != nil {
 		return "", err
 	}
+	binDir = dir
 	out := filepath.Join(dir, "fleetgate")
 	cmd := exec.Command("go", "build", "-o", out, "../cmd/fleetgate")
 	if b, err := cmd.CombinedOutput(); err != nil {
