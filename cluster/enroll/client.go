@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"time"
 )
 
 // Client gets certificates in a pod.
@@ -72,7 +71,7 @@ func (c *Client) ask(ctx context.Context, csr []byte, have *tls.Certificate) ([]
 	}
 	// One connection for one request: the next one may go to another replica, and shows another certificate.
 	transport := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}
-	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: patience}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err

@@ -19,6 +19,9 @@ const (
 	Longest = 7 * 24 * time.Hour
 )
 
+// patience is how long a pod waits for a replica, and askWithin how long that waits for an API server: one that says nothing is away, and leaves time for a renewal.
+const patience, askWithin = 10 * time.Second, 4 * time.Second
+
 // Path is where a replica issues certificates.
 const Path = "/v1/proxy-certificate"
 

@@ -2,7 +2,12 @@ package enroll
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -24,6 +29,7 @@ type world struct {
 	address   string
 	keeper    *Keeper
 	review    func(cluster, token string) (Pod, error)
+	asked     func(context.Context) // that the API server is asked
 
 	mu  sync.Mutex
 	now time.Time
@@ -48,7 +54,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{authority: a, now: time.Now()}
+	w := &world{authority: a, now: time.Now(), asked: func(context.Context) {}}
 	w.review = func(cluster, token string) (Pod, error) {
 		if cluster != "home" || token != "good" {
 			return Pod{}, ErrDenied
@@ -57,7 +63,10 @@ func newWorld(t *testing.T) *world {
 	}
 	server := httptest.NewUnstartedServer(&Server{
 		Sign: a.Sign, Now: w.clock, Log: slog.New(slog.DiscardHandler),
-		Review: func(_ context.Context, cluster, token string) (Pod, error) { return w.review(cluster, token) },
+		Review: func(ctx context.Context, cluster, token string) (Pod, error) {
+			w.asked(ctx)
+			return w.review(cluster, token)
+		},
 		Gateway: func(_, _, account string) (string, bool) {
 			return strings.TrimSuffix(account, "-envoy"), account == "gw-envoy"
 		},
@@ -179,6 +188,73 @@ func TestRenewalWithoutAnAPIServerEnds(t *testing.T) {
 	if _, err := w.get(t, w.keeper, have); err == nil || !strings.Contains(err.Error(), "takes a token now") {
 		t.Errorf("after the last renewal: %v", err)
 	}
+}
+
+// TestASilentAPIServerLeavesTimeToRenew: one behind a network that drops everything is away as well, and whoever waits for it must have its answer before the pod hangs up.
+func TestASilentAPIServerLeavesTimeToRenew(t *testing.T) {
+	w := newWorld(t)
+	have, err := w.get(t, w.keeper, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.asked = func(ctx context.Context) {
+		if until, ends := ctx.Deadline(); !ends || time.Until(until) > patience/2 {
+			t.Errorf("it is waited for until %s (%t), the pod waits for %s", until, ends, patience)
+		}
+	}
+	w.review = func(string, string) (Pod, error) { return Pod{}, context.DeadlineExceeded }
+	if _, err := w.get(t, w.keeper, have); err != nil {
+		t.Error(err)
+	}
+}
+
+// once ends an attempt that is told of as failed.
+type once context.CancelFunc
+
+func (o once) Write(b []byte) (int, error) { o(); return len(b), nil }
+
+// TestARenewalThatCameTooLate: a replica refuses the handshake of who shows a certificate that is not good any more. While no replica answered, the one to renew may have become so; the token is as good as ever.
+func TestARenewalThatCameTooLate(t *testing.T) {
+	w, before := newWorld(t), newWorld(t)
+	who := xds.Identity{Cluster: "home", Namespace: "shop", Gateway: "gw", Proxy: "u1"}
+	for _, c := range []struct {
+		failure string
+		by      *pki.Authority
+		until   time.Time
+	}{
+		{"it has ended", w.authority, w.now.Add(-time.Hour)},
+		{"its authority has been replaced", before.authority, w.now.Add(time.Hour)},
+	} {
+		have := certificate(t, c.by, who, c.until)
+		ctx, cancel := context.WithCancel(t.Context())
+		w.keeper.Log = slog.New(slog.NewTextHandler(once(cancel), nil))
+		if err := os.MkdirAll(w.keeper.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.keeper.get(ctx, have); err != nil {
+			t.Errorf("%s: %v", c.failure, err)
+		}
+		cancel()
+	}
+}
+
+// certificate is one that was given to a pod long ago.
+func certificate(t *testing.T, by *pki.Authority, who xds.Identity, until time.Time) *tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := by.Sign(key.Public(), who.URI(), until.Add(-Life), until)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(raw)
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key, Leaf: leaf}
 }
 
 func TestAStartOnAKeptVolumeNeedsNobody(t *testing.T) {

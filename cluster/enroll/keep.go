@@ -60,9 +60,12 @@ func (k *Keeper) Start(ctx context.Context) error {
 	return k.get(ctx, nil)
 }
 
-// get tries until there is a new certificate.
+// get tries until there is a new certificate. One to renew is shown while it is good: a replica refuses the handshake of who shows one that has ended, or that its authority has not signed, and a token needs none.
 func (k *Keeper) get(ctx context.Context, have *tls.Certificate) error {
 	for pause := time.Second / 4; ; pause = min(2*pause, k.Poll) {
+		if have != nil && (k.ended(have.Leaf) || k.outlived(have.Leaf)) {
+			have = nil
+		}
 		cert, key, err := k.Client.Get(ctx, have)
 		if err == nil {
 			err = k.store(cert, key)
@@ -126,11 +129,13 @@ func (k *Keeper) load() (*tls.Certificate, error) {
 			return nil, fmt.Errorf("reading the certificate: %w", err)
 		}
 	}
-	if now := k.Now(); !now.Before(cert.Leaf.NotAfter) {
+	if k.ended(cert.Leaf) {
 		return nil, fmt.Errorf("the certificate ended at %s", cert.Leaf.NotAfter)
 	}
 	return &cert, nil
 }
+
+func (k *Keeper) ended(leaf *x509.Certificate) bool { return !k.Now().Before(leaf.NotAfter) }
 
 // outlived tells whether none of the authorities to trust has signed a certificate: whoever trusts them refuses it.
 func (k *Keeper) outlived(leaf *x509.Certificate) bool {

@@ -123,6 +123,8 @@ func (s *Server) identify(r *http.Request, cluster string) (who xds.Identity, fr
 }
 
 func (s *Server) byToken(ctx context.Context, cluster, token string) (xds.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
 	pod, err := s.Review(ctx, cluster, token)
 	if err != nil {
 		return xds.Identity{}, fmt.Errorf("token of a pod of cluster %q: %w", cluster, err)
