@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/enroll"
 	"github.com/fleetgate/fleetgate/cluster/fleet"
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 	"github.com/fleetgate/fleetgate/cluster/headless"
 )
 
@@ -43,6 +45,7 @@ var (
 	pods         = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	tokenReviews = schema.GroupVersionResource{Group: "authentication.k8s.io", Version: "v1", Resource: "tokenreviews"}
 	applyOptions = metav1.PatchOptions{FieldManager: fleet.ManagedBy, Force: new(true)}
+	handOver     = metav1.PatchOptions{FieldManager: fleet.ManagedBy + "-replicas"}
 	belongsTo    = "owner" // index by namespace and name of the Gateway or XBackend
 	errNotByUs   = errors.New("it is there already and was not made by Fleetgate: rename it, or the Gateway")
 )
@@ -74,12 +77,57 @@ func (i *Infrastructure) Apply(ctx context.Context, o fleet.Object, create bool)
 			return err
 		}
 	}
+	if o.Kind() == v1alpha1.KindDeployment && !create {
+		if err := keepReplicas(ctx, client, o); err != nil {
+			return err
+		}
+	}
 	raw, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
 	_, err = client.Patch(ctx, o.Name(), types.ApplyPatchType, raw, applyOptions)
 	return err
+}
+
+// keepReplicas has the number of replicas stay where we leave it to an autoscaler from now on. A field that is applied no more is reset where nobody else has it, here to one Envoy; so it
+// is handed over first (Kubernetes: "Server-Side Apply", "Transferring ownership").
+func keepReplicas(ctx context.Context, client dynamic.ResourceInterface, o fleet.Object) error {
+	if _, ours, err := unstructured.NestedFieldNoCopy(o, "spec", "replicas"); ours || err != nil {
+		return err
+	}
+	old, err := client.Get(ctx, o.Name(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	replicas, _, err := unstructured.NestedInt64(old.Object, "spec", "replicas")
+	if err != nil || !slices.ContainsFunc(old.GetManagedFields(), appliesReplicas) {
+		return err
+	}
+	raw, err := json.Marshal(map[string]any{
+		"apiVersion": o["apiVersion"], "kind": o["kind"], "metadata": map[string]any{"name": o.Name()}, "spec": map[string]any{"replicas": replicas},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = client.Patch(ctx, o.Name(), types.ApplyPatchType, raw, handOver)
+	if apierrors.IsConflict(err) { // somebody has changed it meanwhile, and so has it
+		return nil
+	}
+	return err
+}
+
+// appliesReplicas tells whether it is we who say how many replicas there are.
+func appliesReplicas(m metav1.ManagedFieldsEntry) bool {
+	var fields struct {
+		Spec struct {
+			Replicas *struct{} `json:"f:replicas"`
+		} `json:"f:spec"`
+	}
+	return m.Manager == fleet.ManagedBy && m.FieldsV1 != nil && json.Unmarshal(m.FieldsV1.Raw, &fields) == nil && fields.Spec.Replicas != nil
 }
 
 // Delete implements fleet.Cluster. An object that was replaced meanwhile by another of its name stays.

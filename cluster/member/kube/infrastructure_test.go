@@ -16,6 +16,7 @@ import (
 
 	"github.com/fleetgate/fleetgate/cluster/enroll"
 	"github.com/fleetgate/fleetgate/cluster/fleet"
+	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
 )
 
 // infrastructure: what fleets need of a cluster; each part has objects of its own.
@@ -28,6 +29,7 @@ func infrastructure(t *testing.T, s *apiServer) {
 		s.apply("/api/v1/namespaces/"+ns, fmt.Sprintf(`{"apiVersion":"v1","kind":"Namespace","metadata":{"name":%q}}`, ns))
 	}
 	t.Run("what is rendered is what an API server keeps", func(t *testing.T) { appliedOnce(t, i) })
+	t.Run("an autoscaler begins with what is there", func(t *testing.T) { autoscalerBegins(t, s, i) })
 	t.Run("what is not ours stays", func(t *testing.T) { notOurs(t, s, i) })
 	t.Run("tokens", func(t *testing.T) { tokens(t, s, i) })
 	t.Run("one replica wins", func(t *testing.T) { oneWins(t, s) })
@@ -155,6 +157,50 @@ func (c *counting) Apply(ctx context.Context, o fleet.Object, create bool) error
 	c.n[of]++
 	c.mu.Unlock()
 	return c.Infrastructure.Apply(ctx, o, create)
+}
+
+// autoscalerBegins: a field that is not applied any more is reset by the API server unless somebody else has it, and a Deployment without a number of replicas has one.
+func autoscalerBegins(t *testing.T, s *apiServer, i *Infrastructure) {
+	const path = "/apis/apps/v1/namespaces/edge/deployments/scaled-envoy"
+	g := fleet.Gateway{Cluster: "home", Namespace: "edge", Name: "scaled", UID: "00000000-0000-0000-0000-0000000000fe", Class: "envoy"}
+	fixed, scaled := v1alpha1.EnvoyFleetSpec{Replicas: new(int32(5))}, v1alpha1.EnvoyFleetSpec{Autoscaling: &v1alpha1.Autoscaling{MaxReplicas: 9}}
+	apply := func(p v1alpha1.EnvoyFleetSpec, create bool) {
+		g.Parameters = p
+		objects, err := fleet.Render(g, fleet.Install{Image: "fleetgate"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			if o.Kind() == v1alpha1.KindDeployment {
+				err = i.Apply(t.Context(), o, create)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	replicas := func(want int32, failure string) {
+		var d struct{ Spec struct{ Replicas int32 } }
+		if err := json.Unmarshal([]byte(s.read(path)), &d); err != nil {
+			t.Fatal(err)
+		}
+		if d.Spec.Replicas != want {
+			t.Errorf("%s: %d replicas, want %d", failure, d.Spec.Replicas, want)
+		}
+	}
+	apply(fixed, true)
+	apply(scaled, false)
+	replicas(5, "Envoys went when an autoscaler was asked for")
+	if err := s.do("PATCH", path+"/scale", "application/merge-patch+json", `{"spec":{"replicas":7}}`, nil); err != nil {
+		t.Fatal(err)
+	}
+	apply(scaled, false)
+	replicas(7, "the autoscaler's number was taken away")
+	apply(fixed, false)
+	replicas(5, "a number that is asked for again was not heard")
+	apply(scaled, false)
+	replicas(5, "Envoys went when an autoscaler was asked for again")
+	s.remove(path)
 }
 
 func notOurs(t *testing.T, s *apiServer, i *Infrastructure) {
