@@ -27,7 +27,7 @@ func plan(want, have []Object) (apply, remove []Object) {
 			apply = append(apply, o)
 		}
 	}
-	serving := !slices.ContainsFunc(want, func(o Object) bool { return o.isWorkload() && !available(there[o.id()]) })
+	serving := !slices.ContainsFunc(want, func(o Object) bool { return o.isWorkload() && !o.empty() && !available(there[o.id()]) })
 	for _, o := range have {
 		switch {
 		case wanted[o.id()] || o.Kind() == kindPod || o.deleting():
@@ -51,6 +51,12 @@ func (o Object) isWorkload() bool {
 }
 
 func (o Object) deleting() bool { return o.metadata()["deletionTimestamp"] != nil }
+
+// empty tells whether a workload is to have no replica at all.
+func (o Object) empty() bool {
+	spec, _ := o["spec"].(map[string]any)
+	return spec["replicas"] != nil && number(spec["replicas"]) == 0
+}
 
 // available tells whether a workload has a replica that serves.
 func available(o Object) bool {
@@ -107,17 +113,25 @@ type Row struct {
 	Problem    string
 }
 
-// rowOf reads a fleet's row from what is there. A pod that is going away does not count: nobody waits for it.
+// proxies are the pods that count. One that is going away does not: nobody waits for it.
+func proxies(have []Object) []string {
+	var out []string
+	for _, o := range have {
+		if o.Kind() == kindPod && ready(o) && !o.deleting() {
+			out = append(out, o.uid())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// rowOf reads a fleet's row from what is there.
 func rowOf(g Gateway, want, have []Object) Row {
-	var r Row
+	r := Row{Proxies: proxies(have)}
 	there := map[string]Object{}
 	for _, o := range have {
 		there[o.id()] = o
-		if o.Kind() == kindPod && ready(o) && !o.deleting() {
-			r.Proxies = append(r.Proxies, o.uid())
-		}
 	}
-	slices.Sort(r.Proxies)
 	first := there[kindService+"/"+Name(g.Name, g.Class)]
 	r.Addresses = addresses(first, have)
 	asked := slices.ContainsFunc(g.Addresses, Address.cluster)

@@ -82,6 +82,11 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 	g, decision := p.Decide(id[0], id[1])
 	switch decision {
 	case Keep:
+		if told := p.Told(id[0], id[1]); told != nil { // pods come and go all the same
+			row := *told
+			row.Proxies = proxies(have)
+			p.tell(ctx, id, &row)
+		}
 		return
 	case Forget:
 		p.settle(id, nil)

@@ -181,6 +181,22 @@ func TestAnotherKindServesBeforeTheOldOneGoes(t *testing.T) {
 	}
 }
 
+// TestNoEnvoysAreWaitedForWhereNoneAreWished: a wish for none has no successor that could serve.
+func TestNoEnvoysAreWaitedForWhereNoneAreWished(t *testing.T) {
+	m, p := newMemory()
+	g := m.gateways["n/g"]
+	g.Parameters.Kind = new(v1alpha1.KindDaemonSet)
+	m.set(g)
+	m.round(p)
+	m.status("DaemonSet/g-envoy", map[string]any{"numberAvailable": float64(3)})
+	g.Parameters = v1alpha1.EnvoyFleetSpec{Replicas: new(int32(0))}
+	m.set(g)
+	m.round(p)
+	if got := m.round(p); m.objects["DaemonSet/g-envoy"] != nil {
+		t.Errorf("the Envoys of before serve on: %q", got)
+	}
+}
+
 func TestTheRowFollowsPodsAndTheService(t *testing.T) {
 	m, p := newMemory()
 	m.round(p)
@@ -193,6 +209,22 @@ func TestTheRowFollowsPodsAndTheService(t *testing.T) {
 	row := m.rows["n/g"]
 	if row == nil || !slices.Equal(row.Proxies, []string{"a", "b"}) || !slices.Equal(row.Addresses, []string{"192.0.2.1", "lb.example"}) || row.Problem != "" {
 		t.Errorf("%+v", row)
+	}
+	if got := m.round(p); len(got) != 0 {
+		t.Errorf("told again: %q", got)
+	}
+}
+
+// TestTheRowFollowsPodsOfAFleetThatIsKept: wrong parameters change nothing, but pods come and go all the same, and a route must not wait for one that went.
+func TestTheRowFollowsPodsOfAFleetThatIsKept(t *testing.T) {
+	m, p := newMemory()
+	m.pod("a", "True", nil)
+	m.round(p)
+	m.decision["n/g"] = Keep
+	delete(m.objects, "Pod/a")
+	m.pod("b", "True", nil)
+	if got := m.round(p); !slices.Equal(got, []string{"tell"}) || !slices.Equal(m.rows["n/g"].Proxies, []string{"b"}) {
+		t.Errorf("%q, row %+v", got, m.rows["n/g"])
 	}
 	if got := m.round(p); len(got) != 0 {
 		t.Errorf("told again: %q", got)
