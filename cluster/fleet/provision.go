@@ -32,13 +32,19 @@ type View interface {
 // Decision says what is to become of a fleet.
 type Decision int
 
-// Decisions. Keep is for all that is not known: a Gateway that was not read yet, parameters that are wrong.
+// Decisions. What is not known changes nothing.
 const (
-	Keep   Decision = iota
-	Run             // as the Gateway asks
-	Remove          // the Gateway is another controller's now
-	Forget          // the Gateway is gone, and its fleet goes with it
+	Keep    Decision = iota // as it is: the parameters are wrong
+	Run                     // as the Gateway asks
+	Remove                  // the Gateway is another controller's now
+	Forget                  // the Gateway is gone, and its fleet goes with it
+	Unknown                 // which of these nobody can tell yet: it is kept, and asked again
 )
+
+// undecided is the part of a fleet that is tried again until it is known what is to become of it: news of it do not wait for that.
+const undecided = "what is to become of it"
+
+var errUndecided = errors.New("nobody can tell yet what is to become of it")
 
 // Config is a member cluster and what is to become of the fleets in it.
 type Config struct {
@@ -81,7 +87,10 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 	have := view.Of(id[0], id[1])
 	g, decision := p.Decide(id[0], id[1])
 	switch decision {
-	case Keep:
+	case Keep, Unknown:
+		if decision == Unknown {
+			p.Note(keep.Attempt{Of: id, Part: undecided}, errUndecided)
+		}
 		if told := p.Told(id[0], id[1]); told != nil { // pods come and go all the same
 			row := *told
 			row.Proxies = proxies(have)

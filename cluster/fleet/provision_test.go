@@ -10,10 +10,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet/v1alpha1"
+	"github.com/fleetgate/fleetgate/cluster/keep"
 )
 
 // memory is a cluster that takes what is applied as it is, and a group that takes rows.
@@ -341,6 +344,34 @@ func TestAFailureIsToldOnceAndTriedAgain(t *testing.T) {
 	}
 }
 
+// TestWhatNobodyCanTellIsAskedAgain: a Gateway's record may go before this replica hears what has become of the Gateway, and nothing that it hears of afterwards concerns the fleet.
+func TestWhatNobodyCanTellIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, p := newMemory()
+		m.round(p)
+		m.decision["n/g"] = Unknown
+		if got := m.round(p); len(got) != 0 || len(p.Due()) != 0 {
+			t.Errorf("at once: %q", got)
+		}
+		time.Sleep(keep.Longest)
+		if due := p.Due(); len(due) != 1 {
+			t.Errorf("not asked again: %v", due)
+		}
+		p.Touch("n", "g")
+		if due := p.Due(); len(due) != 1 {
+			t.Errorf("news wait for it: %v", due)
+		}
+		m.decision["n/g"] = Remove
+		if got := m.round(p); len(got) != 6 {
+			t.Errorf("once it is known: %q", got)
+		}
+		time.Sleep(2 * keep.Longest)
+		if due := p.Due(); len(due) != 0 {
+			t.Errorf("asked again although it is known: %v", due)
+		}
+	})
+}
+
 func TestUnknownIsNotAbsent(t *testing.T) {
 	m, p := newMemory()
 	m.round(p)
@@ -349,7 +380,7 @@ func TestUnknownIsNotAbsent(t *testing.T) {
 		writes   int
 		row      bool
 	}{
-		{Keep, 0, true}, {Forget, 1, false}, {Run, 1, true}, {Remove, 6, false},
+		{Keep, 0, true}, {Unknown, 0, true}, {Forget, 1, false}, {Run, 1, true}, {Remove, 6, false},
 	} {
 		m.decision["n/g"] = c.decision
 		if got := m.round(p); len(got) != c.writes || (m.rows["n/g"] != nil) != c.row {

@@ -123,7 +123,7 @@ func (r *replica) decide(cluster, namespace, name string) (fleet.Gateway, fleet.
 
 func (r *replica) orphaned(cluster, namespace, name string) fleet.Decision {
 	if !r.manager.Synced(cluster) {
-		return fleet.Keep
+		return fleet.Unknown
 	}
 	g, ok := r.manager.Object(cluster, "Gateway", namespace, name).(*gatewayv1.Gateway)
 	if !ok {
@@ -133,7 +133,7 @@ func (r *replica) orphaned(cluster, namespace, name string) fleet.Decision {
 	if ok && !slices.Contains(r.cfg.ControllerNames, string(class.Spec.ControllerName)) {
 		return fleet.Remove
 	}
-	return fleet.Keep
+	return fleet.Unknown
 }
 
 // told is the row that the group has of a fleet, nil = none.
