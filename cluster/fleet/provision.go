@@ -52,7 +52,7 @@ type Config struct {
 	Install Install
 	// Decide gives what a Gateway asks for.
 	Decide func(namespace, name string) (Gateway, Decision)
-	// All are the Gateways that ask for something.
+	// All are the Gateways that ask for something, or that the group has a row of.
 	All func() [][2]string
 	// Tell passes a row to the group, nil = there is no fleet, and Told gives the one that the group has.
 	Tell func(ctx context.Context, namespace, gateway string, r *Row) error

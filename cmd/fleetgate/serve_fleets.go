@@ -30,7 +30,7 @@ func (r *replica) provision(ctx context.Context) {
 			Decide: func(namespace, gateway string) (fleet.Gateway, fleet.Decision) {
 				return r.decide(name, namespace, gateway)
 			},
-			All:  func() [][2]string { return r.gatewaysOf(name) },
+			All:  func() [][2]string { return r.fleetsOf(name) },
 			Told: func(namespace, gateway string) *fleet.Row { return r.told(name, namespace, gateway) },
 			Tell: func(ctx context.Context, namespace, gateway string, row *fleet.Row) error {
 				return r.tellRow(ctx, name, namespace, gateway, row)
@@ -73,6 +73,17 @@ func (r *replica) touchFleets(keys []record.Key) {
 			p.Touch(k.Namespace, k.Name)
 		}
 	}
+}
+
+// fleetsOf are the Gateways of a cluster, and those that have gone while nobody led: the group still has a row of them, and where their things are gone too nothing else speaks of them.
+func (r *replica) fleetsOf(cluster string) [][2]string {
+	out := r.gatewaysOf(cluster)
+	for _, f := range r.db.Fleets() {
+		if of, namespace, name := splitName(f.Name); of == cluster && f.Provisioned {
+			out = append(out, [2]string{namespace, name})
+		}
+	}
+	return out
 }
 
 func (r *replica) gatewaysOf(cluster string) [][2]string {

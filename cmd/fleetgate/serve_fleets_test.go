@@ -1,15 +1,19 @@
 package main
 
 import (
+	"path/filepath"
+	"slices"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/fleetgate/fleetgate/cluster/fleet"
+	"github.com/fleetgate/fleetgate/cluster/store"
 	"github.com/fleetgate/fleetgate/shard"
 	"github.com/fleetgate/fleetgate/translate"
 	"github.com/fleetgate/fleetgate/translate/assemble"
+	"github.com/fleetgate/fleetgate/translate/record"
 )
 
 // TestWhatBecomesOfAFleetWithoutARecord: the owner of a Gateway may have heard of its end, or of its new class, before the leader has.
@@ -37,5 +41,31 @@ func TestWhatBecomesOfAFleetWithoutARecord(t *testing.T) {
 		if _, got := r.decide("home", "n", "g"); got != c.want {
 			t.Errorf("%s: decision %d, want %d", c.name, got, c.want)
 		}
+	}
+}
+
+// TestFleetsOfGatewaysThatWentUnseenAreLookedAt: while nobody led, the garbage collector has taken what a Gateway had, and the row alone is left of it.
+func TestFleetsOfGatewaysThatWentUnseenAreLookedAt(t *testing.T) {
+	db, err := store.Open(filepath.Join(t.TempDir(), "store"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	for i, f := range []store.Fleet{
+		{Name: record.FleetName("home", "n", "gone"), Provisioned: true, Proxies: []string{"u"}},
+		{Name: record.FleetName("away", "n", "another cluster's"), Provisioned: true},
+		{Name: record.FleetName("home", "n", "not provisioned"), Proxies: []string{"vm"}},
+	} {
+		data, err := store.EncodeCommand(store.Command{Fleet: &f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Apply([]store.Entry{{Index: uint64(i + 1), Data: data}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &replica{db: db, pipe: &pipeline{state: assemble.New(assemble.Config{})}}
+	if got, want := r.fleetsOf("home"), [][2]string{{"n", "gone"}}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
