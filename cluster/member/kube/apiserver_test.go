@@ -108,10 +108,8 @@ func startAPIServer(t *testing.T) *apiServer {
 	bin := binaries(t)
 	s := &apiServer{t: t, dir: t.TempDir()}
 	s.pki()
-	client, peer, port := fmt.Sprint(freeport.Take(t)), fmt.Sprint(freeport.Take(t)), fmt.Sprint(freeport.Take(t))
-	s.etcd = "http://127.0.0.1:" + client
-	s.start(exec.Command(filepath.Join(bin, "etcd"), "--name=e", "--data-dir="+filepath.Join(s.dir, "etcd"), "--listen-client-urls="+s.etcd, "--advertise-client-urls="+s.etcd,
-		"--listen-peer-urls=http://127.0.0.1:"+peer, "--initial-advertise-peer-urls=http://127.0.0.1:"+peer, "--initial-cluster=e=http://127.0.0.1:"+peer, "--unsafe-no-fsync", "--log-level=error"))
+	port := fmt.Sprint(freeport.Take(t))
+	s.etcd = s.startEtcd("etcd")
 	s.host = "https://127.0.0.1:" + port
 	s.args = []string{filepath.Join(bin, "kube-apiserver"), "--etcd-servers=" + s.etcd, "--bind-address=127.0.0.1", "--secure-port=" + port, "--advertise-address=127.0.0.1",
 		"--tls-cert-file=" + s.path("server.crt"), "--tls-private-key-file=" + s.path("server.key"), "--token-auth-file=" + s.path("tokens.csv"), "--anonymous-auth=false",
@@ -121,6 +119,25 @@ func startAPIServer(t *testing.T) *apiServer {
 	s.up()
 	s.waitFor("the namespace default", func() bool { return s.do("GET", "/api/v1/namespaces/default", "", "", nil) == nil })
 	return s
+}
+
+// startEtcd starts an empty etcd, and gives its address.
+func (s *apiServer) startEtcd(name string) string {
+	s.t.Helper()
+	client, peer := fmt.Sprint(freeport.Take(s.t)), fmt.Sprint(freeport.Take(s.t))
+	at := "http://127.0.0.1:" + client
+	s.start(exec.Command(filepath.Join(binaries(s.t), "etcd"), "--name=e", "--data-dir="+s.path(name), "--listen-client-urls="+at, "--advertise-client-urls="+at,
+		"--listen-peer-urls=http://127.0.0.1:"+peer, "--initial-advertise-peer-urls=http://127.0.0.1:"+peer, "--initial-cluster=e=http://127.0.0.1:"+peer, "--unsafe-no-fsync", "--log-level=error"))
+	return at
+}
+
+// become has the API server answer for what another etcd holds: it is another cluster then, at the same address.
+func (s *apiServer) become(etcd string) {
+	s.t.Helper()
+	s.down()
+	s.args[slices.Index(s.args, "--etcd-servers="+s.etcd)] = "--etcd-servers=" + etcd
+	s.etcd = etcd
+	s.up()
 }
 
 // up starts the API server, and waits until it is ready.

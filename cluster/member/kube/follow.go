@@ -7,6 +7,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
@@ -46,6 +47,7 @@ type delta struct {
 	objects []member.Object
 
 	served map[*kind]string // what discovery says
+	id     types.UID        // of the cluster that said it, "" = that is not known
 	failed error            // a request failed; nil with told = it works again
 	told   bool
 }

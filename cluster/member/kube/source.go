@@ -266,15 +266,16 @@ func explain(err error) string {
 	return fmt.Sprintf("%v. What was known is kept. %s", err, remedy)
 }
 
-// discover finds which kinds are served, at once after CRDs have changed and now and then besides.
+// discover finds which kinds are served, at once after CRDs have changed and now and then besides, and by whom: a watch does not fail where another cluster answers, but waits until that has come as far.
 func (r *runner) discover() {
 	for {
 		served, err := r.api.served(r.ctx)
+		id, _ := r.api.identity(r.ctx) // where it does not say, whoever takes in a list asks again
 		if r.ctx.Err() != nil {
 			return
 		}
 		r.note("discovery", err)
-		r.inbox.put(delta{served: served})
+		r.inbox.put(delta{served: served, id: id})
 		wait := rediscover
 		if err != nil {
 			wait = reconfirm
@@ -308,6 +309,8 @@ func (r *runner) follow(k *kind, version string) {
 func (r *runner) takeIn() {
 	for _, d := range r.inbox.take() {
 		switch {
+		case d.served != nil && d.id != "" && d.id != r.id:
+			r.estrange(another(d.id, r.id))
 		case d.served != nil:
 			r.serve(d.served)
 		case !r.current(d.from):
@@ -465,14 +468,14 @@ func (r *runner) relevant(k *kind, o member.Object) bool {
 	return ours
 }
 
-// list takes in a complete view of a kind. One that lacks objects that we know is believed only from the cluster that we know.
+// list takes in a complete view of a kind. Once something is known it is believed only from the cluster that we know.
 func (r *runner) list(d delta) {
 	k := d.from.kind
 	objects := slices.DeleteFunc(d.objects, func(o member.Object) bool { return !r.relevant(k, o) })
 	r.mu.Lock()
 	known := len(r.kept[k].objects)
 	r.mu.Unlock()
-	if known > 0 && !r.same() {
+	if (known > 0 || r.told) && !r.same() {
 		return
 	}
 	for _, o := range objects {
@@ -499,9 +502,19 @@ func (r *runner) same() bool {
 		return true
 	}
 	if err == nil {
-		err = fmt.Errorf("another cluster answers at this address: namespace kube-system has UID %s, not %s. If the cluster was made anew, register it under a new name", id, r.id)
+		err = another(id, r.id)
 	}
-	r.note("the cluster", err)
+	r.estrange(err)
+	return false
+}
+
+func another(id, known types.UID) error {
+	return fmt.Errorf("another cluster answers at this address: namespace kube-system has UID %s, not %s. If the cluster was made anew, register it under a new name", id, known)
+}
+
+// estrange stops listening.
+func (r *runner) estrange(why error) {
+	r.note("the cluster", why)
 	r.stranger = true
 	for _, f := range r.followed {
 		f.stop()
@@ -511,7 +524,6 @@ func (r *runner) same() bool {
 	}
 	clear(r.followed)
 	clear(r.single)
-	return false
 }
 
 // greet looks whether the cluster that we know is back, and follows it again.

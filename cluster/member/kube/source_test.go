@@ -248,6 +248,40 @@ func TestUnreachable(t *testing.T) {
 	s.waitFor("no problem", func() bool { return len(src.Problems()) == 0 })
 }
 
+// TestAnotherCluster: behind the address of a cluster there may be another one, as after it was made anew. Nothing of that is taken for the one that is known, although its watches fail nowhere: it is younger than
+// what they ask for.
+func TestAnotherCluster(t *testing.T) {
+	t.Parallel()
+	s := startAPIServer(t)
+	known, another := s.etcd, s.startEtcd("another")
+	s.installCRDs()
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
+	src, v := follow(t, s.config(adminToken))
+	v.synced()
+	s.become(another)
+	s.waitFor("a problem that tells it", func() bool { return strings.Contains(fmt.Sprint(src.Problems()), "another cluster answers") })
+	s.installCRDs()
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "another.example.com"))
+	s.apply(gatewayPath("", "gatewayclasses", "another"), strings.Replace(class, "fleetgate", "another", 1))
+	if !v.has("HTTPRoute default/r") {
+		t.Error("a route was deleted because another cluster has none")
+	}
+	s.become(known)
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "b.example.com"))
+	v.until("what changed in the cluster that is known", func() bool {
+		r, ok := v.last["HTTPRoute default/r"].Object.(*gatewayv1.HTTPRoute)
+		return ok && r.Spec.Hostnames[0] == "b.example.com"
+	})
+	s.waitFor("no problem", func() bool { return len(src.Problems()) == 0 })
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, e := range v.all {
+		if r, ok := e.Object.(*gatewayv1.HTTPRoute); ok && r.Spec.Hostnames[0] == "another.example.com" || e.Name == "another" {
+			t.Errorf("%s %s/%s of another cluster was delivered", e.Kind, e.Namespace, e.Name)
+		}
+	}
+}
+
 // tells: what is told of an object shows where kubectl looks for it, with the rights of deploy/rbac.yaml; what is told again within minutes is one event.
 func tells(t *testing.T, s *apiServer) {
 	s.install(t, "rbac.yaml")
