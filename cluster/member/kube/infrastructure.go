@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,6 +26,9 @@ import (
 type Infrastructure struct {
 	name   string
 	client dynamic.Interface
+
+	mu    sync.Mutex
+	known types.UID // of the cluster, "" = it has not said yet
 }
 
 var (
@@ -146,6 +150,25 @@ func (i *Infrastructure) Delete(ctx context.Context, o fleet.Object) error {
 		return nil
 	}
 	return err
+}
+
+// same is an error where another cluster answers than the first time, or none: what a view of that one lacks would be made in it.
+func (i *Infrastructure) same(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, request)
+	defer cancel()
+	ns, err := i.client.Resource(namespaces).Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("reading namespace %s: %w", metav1.NamespaceSystem, err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.known == "" {
+		i.known = ns.GetUID()
+	}
+	if i.known != ns.GetUID() {
+		return another(ns.GetUID(), i.known)
+	}
+	return nil
 }
 
 // Review asks whose token this is. An error is enroll.ErrDenied where the API server says that it is nobody's, or was not made for us.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/fleetgate/fleetgate/cluster/fleet"
 	"github.com/fleetgate/fleetgate/cluster/member"
 )
 
@@ -255,11 +256,31 @@ func TestAnotherCluster(t *testing.T) {
 	s := startAPIServer(t)
 	known, another := s.etcd, s.startEtcd("another")
 	s.installCRDs()
+	infra, err := NewInfrastructure(Config{Name: "c", Connect: s.config(adminToken)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := fleet.Render(fleet.Gateway{Cluster: "c", Namespace: "default", Name: "g", UID: "u", Class: "envoy"}, fleet.Install{Image: "fleetgate"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := infra.Apply(t.Context(), objects[0], true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := infra.Follow(t.Context(), func(string, string) {}); err != nil {
+		t.Fatal(err)
+	}
 	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
 	src, v := follow(t, s.config(adminToken))
 	v.synced()
 	s.become(another)
 	s.waitFor("a problem that tells it", func() bool { return strings.Contains(fmt.Sprint(src.Problems()), "another cluster answers") })
+	provisioned := make(chan []fleet.Object, 1)
+	go func() { // as who leads from now on
+		if view, err := infra.Follow(t.Context(), func(string, string) {}); err == nil {
+			provisioned <- view.Of("default", "g")
+		}
+	}()
 	s.installCRDs()
 	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "another.example.com"))
 	s.apply(gatewayPath("", "gatewayclasses", "another"), strings.Replace(class, "fleetgate", "another", 1))
@@ -273,6 +294,9 @@ func TestAnotherCluster(t *testing.T) {
 		return ok && r.Spec.Hostnames[0] == "b.example.com"
 	})
 	s.waitFor("no problem", func() bool { return len(src.Problems()) == 0 })
+	if seen := <-provisioned; len(seen) != 1 {
+		t.Error("a fleet of the known cluster would be made in another one, which has none")
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, e := range v.all {
