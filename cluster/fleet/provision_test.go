@@ -184,6 +184,22 @@ func TestAnotherKindServesBeforeTheOldOneGoes(t *testing.T) {
 	}
 }
 
+// TestAnotherClassServesBeforeTheOldOneGoes: Envoys that nobody can reach serve nobody, so what leads to them stays as long as they do.
+func TestAnotherClassServesBeforeTheOldOneGoes(t *testing.T) {
+	m, p := newMemory()
+	m.round(p)
+	g := m.gateways["n/g"]
+	g.Class = "other"
+	m.set(g)
+	if got := m.round(p); len(got) != 5 || m.objects["Deployment/g-other"] == nil || m.objects["Service/g-envoy"] == nil {
+		t.Errorf("at once: %q", got)
+	}
+	m.status("Deployment/g-other", map[string]any{"availableReplicas": float64(1)})
+	if got := m.round(p); len(got) != 5 || m.objects["Deployment/g-envoy"] != nil || m.objects["Service/g-envoy"] != nil {
+		t.Errorf("once it serves: %q", got)
+	}
+}
+
 // TestNoEnvoysAreWaitedForWhereNoneAreWished: a wish for none has no successor that could serve.
 func TestNoEnvoysAreWaitedForWhereNoneAreWished(t *testing.T) {
 	m, p := newMemory()
