@@ -117,6 +117,11 @@ func (o Object) annotation(name string) string {
 	return text(a[name])
 }
 
+func (o Object) label(name string) string {
+	l, _ := o.metadata()["labels"].(map[string]any)
+	return text(l[name])
+}
+
 func text(v any) string { s, _ := v.(string); return s }
 
 // GatewayOf names the Gateway that something provisioned belongs to.

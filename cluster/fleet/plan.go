@@ -31,7 +31,7 @@ func plan(want, have []Object) (apply, remove []Object) {
 	for _, o := range have {
 		switch {
 		case wanted[o.id()] || o.Kind() == kindPod || o.deleting():
-		case !serving && (o.isWorkload() || o.fleet() != want[0].fleet()): // Envoys of another name or kind serve until those that replace them do, and are reached as before
+		case !serving && (o.isWorkload() || o.label(LabelFleet) != want[0].label(LabelFleet)): // Envoys of another name or kind serve until those that replace them do, and are reached as before
 		default:
 			remove = append(remove, o)
 		}
@@ -51,12 +51,6 @@ func (o Object) isWorkload() bool {
 }
 
 func (o Object) deleting() bool { return o.metadata()["deletionTimestamp"] != nil }
-
-// fleet is the name of the fleet that the object is part of.
-func (o Object) fleet() string {
-	labels, _ := o.metadata()["labels"].(map[string]any)
-	return text(labels[LabelFleet])
-}
 
 // empty tells whether a workload is to have no replica at all.
 func (o Object) empty() bool {

@@ -50,7 +50,7 @@ var errUndecided = errors.New("nobody can tell yet what is to become of it")
 type Config struct {
 	Cluster Cluster
 	Install Install
-	// Decide gives what a Gateway asks for.
+	// Decide gives what a Gateway asks for, and where it is another controller's now its class.
 	Decide func(namespace, name string) (Gateway, Decision)
 	// All are the Gateways that ask for something, or that the group has a row of.
 	All func() [][2]string
@@ -104,7 +104,9 @@ func (p *Provisioner) keep(ctx context.Context, view View, id [2]string) {
 		return
 	case Remove:
 		p.settle(id, nil)
-		p.note(keep.Attempt{Of: id}, p.remove(ctx, have))
+		// What bears the class of now was made by its controller, which may be a Fleetgate as well.
+		ours := slices.DeleteFunc(slices.Clone(have), func(o Object) bool { return o.label(LabelClass) == labelValue(g.Class) })
+		p.note(keep.Attempt{Of: id}, p.remove(ctx, ours))
 		p.tell(ctx, id, nil)
 		return
 	}

@@ -118,6 +118,13 @@ func newMemory() (*memory, *Provisioner) {
 
 func (m *memory) set(g Gateway) { m.gateways["n/g"], m.decision["n/g"] = g, Run }
 
+// move gives the Gateway to another controller's class.
+func (m *memory) move(class string) {
+	g := m.gateways["n/g"]
+	g.Class = class
+	m.gateways["n/g"], m.decision["n/g"] = g, Remove
+}
+
 func (m *memory) status(id string, status map[string]any) { m.objects[id]["status"] = status }
 
 func (m *memory) pod(uid, ready string, more map[string]any) {
@@ -360,6 +367,26 @@ func TestAFailureIsToldOnceAndTriedAgain(t *testing.T) {
 	}
 }
 
+// TestTheFleetOfAnotherInstallStays: the controller that a Gateway went to may be a Fleetgate as well, of another group; what that has made looks like ours, and bears the class that the Gateway has now.
+func TestTheFleetOfAnotherInstallStays(t *testing.T) {
+	m, p := newMemory()
+	m.round(p)
+	m.move("theirs")
+	theirs, err := Render(m.gateways["n/g"], install)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range theirs {
+		m.put(o)
+	}
+	for range 2 {
+		m.round(p)
+		if len(m.objects) != len(theirs) || m.objects["Deployment/g-theirs"] == nil {
+			t.Errorf("%d objects are left, want the %d of the other install", len(m.objects), len(theirs))
+		}
+	}
+}
+
 // TestWhatNobodyCanTellIsAskedAgain: a Gateway's record may go before this replica hears what has become of the Gateway, and nothing that it hears of afterwards concerns the fleet.
 func TestWhatNobodyCanTellIsAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -377,7 +404,7 @@ func TestWhatNobodyCanTellIsAskedAgain(t *testing.T) {
 		if due := p.Due(); len(due) != 1 {
 			t.Errorf("news wait for it: %v", due)
 		}
-		m.decision["n/g"] = Remove
+		m.move("theirs")
 		if got := m.round(p); len(got) != 6 {
 			t.Errorf("once it is known: %q", got)
 		}
@@ -399,6 +426,9 @@ func TestUnknownIsNotAbsent(t *testing.T) {
 		{Keep, 0, true}, {Unknown, 0, true}, {Forget, 1, false}, {Run, 1, true}, {Remove, 6, false},
 	} {
 		m.decision["n/g"] = c.decision
+		if c.decision == Remove {
+			m.move("theirs")
+		}
 		if got := m.round(p); len(got) != c.writes || (m.rows["n/g"] != nil) != c.row {
 			t.Errorf("decision %d: %q, row %+v", c.decision, got, m.rows["n/g"])
 		}

@@ -106,7 +106,7 @@ func gatewayKey(cluster, namespace, name string) record.Key {
 func (r *replica) decide(cluster, namespace, name string) (fleet.Gateway, fleet.Decision) {
 	i, ok := r.pipe.Infrastructure(gatewayKey(cluster, namespace, name))
 	if !ok {
-		return fleet.Gateway{}, r.orphaned(cluster, namespace, name)
+		return r.orphaned(cluster, namespace, name)
 	}
 	g := fleet.Gateway{Cluster: cluster, Namespace: namespace, Name: name, UID: i.Object.UID, Class: i.Class,
 		Labels: i.Asked.Labels, Annotations: i.Asked.Annotations}
@@ -132,19 +132,19 @@ func (r *replica) decide(cluster, namespace, name string) (fleet.Gateway, fleet.
 	return g, fleet.Run
 }
 
-func (r *replica) orphaned(cluster, namespace, name string) fleet.Decision {
+func (r *replica) orphaned(cluster, namespace, name string) (fleet.Gateway, fleet.Decision) {
 	if !r.manager.Synced(cluster) {
-		return fleet.Unknown
+		return fleet.Gateway{}, fleet.Unknown
 	}
 	g, ok := r.manager.Object(cluster, "Gateway", namespace, name).(*gatewayv1.Gateway)
 	if !ok {
-		return fleet.Forget
+		return fleet.Gateway{}, fleet.Forget
 	}
 	class, ok := r.manager.Object(cluster, "GatewayClass", "", string(g.Spec.GatewayClassName)).(*gatewayv1.GatewayClass)
 	if ok && !slices.Contains(r.cfg.ControllerNames, string(class.Spec.ControllerName)) {
-		return fleet.Remove
+		return fleet.Gateway{Class: class.Name}, fleet.Remove
 	}
-	return fleet.Unknown
+	return fleet.Gateway{}, fleet.Unknown
 }
 
 // told is the row that the group has of a fleet, nil = none.

@@ -38,8 +38,8 @@ func TestWhatBecomesOfAFleetWithoutARecord(t *testing.T) {
 	} {
 		r := &replica{manager: shard.NewManager(shard.Config{}), pipe: &pipeline{state: assemble.New(assemble.Config{})}, cfg: serveConfig{ControllerNames: []string{"ours"}}}
 		r.manager.Observe("home", c.seen, c.synced)
-		if _, got := r.decide("home", "n", "g"); got != c.want {
-			t.Errorf("%s: decision %d, want %d", c.name, got, c.want)
+		if g, got := r.decide("home", "n", "g"); got != c.want || got == fleet.Remove && g.Class != "c" {
+			t.Errorf("%s: decision %d of class %q, want %d", c.name, got, g.Class, c.want)
 		}
 	}
 }
