@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -35,7 +37,7 @@ type Manager struct {
 	mu      sync.Mutex
 	caches  map[string]*cache
 	running map[uint64]*running
-	refs    map[store.Key][]store.Key
+	refs    map[store.Key][]store.Key // what each record names; Run's own
 
 	asking sync.Mutex // what is wanted is said in the order in which it came to be so
 }
@@ -151,6 +153,7 @@ func (m *Manager) Run(ctx context.Context) {
 	events, cancel := m.cfg.Store.Subscribe()
 	defer cancel()
 	defer m.stopAll()
+	m.recall()
 	m.reconcile(ctx)
 	for {
 		select {
@@ -160,9 +163,37 @@ func (m *Manager) Run(ctx context.Context) {
 			if e.TableMoved || e.Reset {
 				m.reconcile(ctx)
 			}
+			if e.Reset {
+				m.refer(m.recall())
+			}
 			m.spread(e)
 		}
 	}
+}
+
+// recall reads what names what from the store, which is older than this session or has just been replaced. It gives every key that is named, or was until now.
+func (m *Manager) recall() []store.Key {
+	named := map[store.Key]bool{}
+	for _, refs := range m.refs {
+		for _, k := range refs {
+			named[k] = true
+		}
+	}
+	m.refs = map[store.Key][]store.Key{}
+	clusters := map[string]bool{}
+	_, rows := m.cfg.Store.Table()
+	for _, row := range rows {
+		clusters[row.Cluster] = true
+	}
+	for cluster := range clusters {
+		for _, k := range m.cfg.Store.Referenced(cluster) {
+			named[k] = true
+			for _, referrer := range m.cfg.Store.Referrers(k) {
+				m.refs[referrer] = append(m.refs[referrer], k)
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(named))
 }
 
 // spread tells controllers which keys of theirs may have won or lost a referrer.
@@ -183,7 +214,12 @@ func (m *Manager) spread(e store.Event) {
 			keys = append(keys, refs...)
 		}
 	}
-	if len(keys) == 0 && !e.Reset {
+	m.refer(keys)
+}
+
+// refer has controllers look at these keys' referrers.
+func (m *Manager) refer(keys []store.Key) {
+	if len(keys) == 0 {
 		return
 	}
 	m.mu.Lock()

@@ -3,8 +3,10 @@ package shard
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -88,4 +90,48 @@ func TestDrainedRowTellsEndpointsAhead(t *testing.T) {
 	if got := m.Drained(); got[1] != 1 {
 		t.Errorf("drained: %v", got)
 	}
+}
+
+// TestReferenceThatIsOlderThanTheSessionIsMissed: a session that starts finds routes in the store; when one of them goes, what only it named goes too.
+func TestReferenceThatIsOlderThanTheSessionIsMissed(t *testing.T) {
+	s := newSingle(t)
+	events, cancel := s.db.Subscribe()
+	defer cancel()
+	await := func(what string, over func(store.Change) bool) {
+		t.Helper()
+		for {
+			select {
+			case e := <-events:
+				if slices.ContainsFunc(e.Changes, over) {
+					return
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%s", what)
+			}
+		}
+	}
+	key := store.Key{Cluster: "c", Namespace: "n", Kind: string(record.KindBackend), Name: "s/80/auto"}
+	run := func(session string, epoch uint64, use func(m *Manager)) {
+		t.Helper()
+		version, _ := s.db.Table()
+		cmd := store.Command{Version: 1, Table: &store.TableCommand{Expect: version, Rows: []store.Row{{ID: 1, Cluster: "c", Owner: session, Epoch: epoch}}}}
+		if res, err := s.Propose(t.Context(), cmd); err != nil || res.Code != "" {
+			t.Fatalf("%v: %+v", err, res)
+		}
+		m := NewManager(Config{Session: session, Store: s.db, Proposer: s, Logger: slog.New(slog.DiscardHandler),
+			Translate: translate.Config{ControllerNames: []string{"ours"}, Seal: func(plain, _ []byte) ([]byte, error) { return plain, nil }, Version: func([]byte) string { return "v" }}})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); m.Run(ctx) }()
+		defer func() { stop(); <-ended }()
+		m.Observe("c", backend("10.0.0.1"), true)
+		use(m)
+	}
+	run("a@1", 1, func(*Manager) {
+		await("the route was never compiled", func(c store.Change) bool { return c.Key.Kind == string(record.KindRoute) && c.Record != nil })
+	})
+	run("a@2", 2, func(m *Manager) {
+		m.Observe("c", []translate.Event{{Kind: "HTTPRoute", Namespace: "n", Name: "s"}}, true)
+		await("the backend stays although nothing names it any more", func(c store.Change) bool { return c.Key == key && c.Record == nil })
+	})
 }
