@@ -20,7 +20,7 @@ type Proposer interface {
 	Propose(ctx context.Context, cmd store.Command) (store.Result, error)
 }
 
-// maxEntry bounds the payload bytes of one proposal (D9).
+// maxEntry bounds the bytes of one proposal (D9).
 const maxEntry = 256 << 10
 
 // errFenced says that this row belongs to somebody else by now.
@@ -359,15 +359,26 @@ func (c *Controller) batch(now time.Time) []store.Op {
 	})
 	size := 0
 	for i, op := range ops {
-		if op.Content != nil {
-			size += len(op.Content.Payload)
-		}
-		size += 128
+		size += sizeOf(op)
 		if i > 0 && size > maxEntry {
 			return ops[:i]
 		}
 	}
 	return ops
+}
+
+// sizeOf is about what an operation takes in the log: names count, since many long ones are more than what they name.
+func sizeOf(op store.Op) int {
+	keys := []store.Key{op.Key}
+	n := 64
+	if op.Content != nil {
+		n += len(op.Content.Payload)
+		keys = append(keys, op.Content.Refs...)
+	}
+	for _, k := range keys {
+		n += len(k.Cluster) + len(k.Namespace) + len(k.Kind) + len(k.Name) + 48
+	}
+	return n
 }
 
 // stage orders operations within a change.

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -134,4 +135,53 @@ func TestReferenceThatIsOlderThanTheSessionIsMissed(t *testing.T) {
 		m.Observe("c", []translate.Event{{Kind: "HTTPRoute", Namespace: "n", Name: "s"}}, true)
 		await("the backend stays although nothing names it any more", func(c store.Change) bool { return c.Key == key && c.Record == nil })
 	})
+}
+
+// TestProposalThatTheLogRefuses: a batch that is too large for the log would be proposed for ever, and nothing else of its row with it. The group takes a record of the largest size
+// and 64 KiB around it.
+func TestProposalThatTheLogRefuses(t *testing.T) {
+	const limit = store.MaxRecord + 64<<10
+	long := func(s string, n int) string { return s + strings.Repeat("x", n-len(s)) }
+	port := gatewayv1.PortNumber(80)
+	var events []translate.Event
+	var rules []gatewayv1.HTTPRouteRule
+	for i := range 16 { // as many rules and backends as a route may have
+		var rule gatewayv1.HTTPRouteRule
+		for j := range 16 {
+			in := metav1.ObjectMeta{Namespace: long("n", 63), Name: long(fmt.Sprintf("s%d-%d-", i, j), 63)}
+			events = append(events, translate.Event{Kind: "Service", Namespace: in.Namespace, Name: in.Name, Object: &corev1.Service{ObjectMeta: in, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}}}}})
+			ref := gatewayv1.BackendObjectReference{Name: gatewayv1.ObjectName(in.Name), Port: &port}
+			rule.BackendRefs = append(rule.BackendRefs, gatewayv1.HTTPBackendRef{BackendRef: gatewayv1.BackendRef{BackendObjectReference: ref}})
+		}
+		for j := range 5 {
+			path := long(fmt.Sprintf("/%d/%d/", i, j), 400)
+			rule.Matches = append(rule.Matches, gatewayv1.HTTPRouteMatch{Path: &gatewayv1.HTTPPathMatch{Value: &path}})
+		}
+		rules = append(rules, rule)
+	}
+	events = append(events, translate.Event{Kind: "HTTPRoute", Namespace: long("n", 63), Name: "r", Object: &gatewayv1.HTTPRoute{ObjectMeta: metav1.ObjectMeta{Namespace: long("n", 63), Name: "r"},
+		Spec: gatewayv1.HTTPRouteSpec{CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "g"}}}, Rules: rules}}})
+	pending := map[string]map[store.Key]store.Op{"the largest route": {}, "deletions of long names": {}, "references of long names": {}}
+	compiler := translate.New(translate.Config{Cluster: "c", ControllerNames: []string{"ours"}, Owns: func(string) bool { return true }})
+	for _, p := range compiler.Apply(events).Puts {
+		pending["the largest route"][StoreKey(p.Key)] = putOp(p)
+	}
+	for i := range 3000 {
+		k := store.Key{Cluster: "c", Namespace: long("n", 63), Kind: string(record.KindRoute), Name: long(fmt.Sprintf("HTTPRoute/r%d-", i), 253)}
+		pending["deletions of long names"][k] = store.Op{Key: k}
+		pending["references of long names"][k] = store.Op{Key: k, Content: &store.Content{Payload: []byte("short"), Refs: []store.Key{k, k}}}
+	}
+	for name, all := range pending {
+		c := &Controller{pending: all}
+		for len(all) > 0 {
+			ops := c.batch(time.Now())
+			raw, err := store.EncodeCommand(store.Command{Put: &store.PutCommand{Proposer: "a@1", Ops: ops}})
+			if err != nil || len(raw) > limit {
+				t.Errorf("%s: %d operations have %d bytes, the limit is %d (%v)", name, len(ops), len(raw), limit, err)
+			}
+			for _, op := range ops {
+				delete(all, op.Key)
+			}
+		}
+	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
-// MaxPayload is the largest payload of a record in bytes, as the store has it; what is larger is refused with a problem.
+// MaxPayload is the largest payload of a record in bytes, as the store has it, its references counted in; what is larger is refused with a problem.
 const MaxPayload = 512 << 10
 
 // Compiler compiles the objects of one row. It is not safe for concurrent use.

@@ -74,15 +74,22 @@ func pack(k record.Key, made compiled) Put {
 	if made.value == nil {
 		return Put{}
 	}
-	payload := mustMarshal(made.value)
-	if len(payload) > MaxPayload {
-		made.value = tooLarge(made.value, len(payload))
-		made.refs = nil
-		payload = mustMarshal(made.value)
-	}
 	refs := slices.Clone(made.refs)
 	slices.SortFunc(refs, record.Key.Compare)
-	return Put{Key: k, Payload: payload, Refs: slices.Compact(refs)}
+	refs = slices.Compact(refs)
+	payload := mustMarshal(made.value)
+	if size := len(payload) + sizeOf(refs); size > MaxPayload {
+		refs, payload = nil, mustMarshal(tooLarge(made.value, size))
+	}
+	return Put{Key: k, Payload: payload, Refs: refs}
+}
+
+// sizeOf is about what references take in the log, where they travel beside the payload.
+func sizeOf(refs []record.Key) (n int) {
+	for _, r := range refs {
+		n += len(r.Cluster) + len(r.Namespace) + len(r.Kind) + len(r.Name) + 48
+	}
+	return n
 }
 
 // mustMarshal encodes our own plain structs; a failure is a broken invariant, and the panic guard of run handles it.
