@@ -105,16 +105,17 @@ func (m *machine) apply(logs []*raft.Log) ([]store.Result, error) {
 		entries[i].Config = raw
 		configs = append(configs, c)
 	}
+	// Before the store has them: a snapshot may be taken as soon as they are in the file.
+	m.mu.Lock()
+	m.configs = append(m.configs, configs...)
+	m.configs = m.configs[max(0, len(m.configs)-keptConfigs):]
+	m.mu.Unlock()
 	done := m.watch("applying to the store")
 	results, err := m.store.Apply(entries)
 	done()
 	if err != nil {
 		return nil, m.fail(fmt.Errorf("the store refused committed entries %d to %d: %w", logs[0].Index, logs[len(logs)-1].Index, err))
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.configs = append(m.configs, configs...)
-	m.configs = m.configs[max(0, len(m.configs)-keptConfigs):]
 	return results, nil
 }
 

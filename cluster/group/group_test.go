@@ -337,6 +337,58 @@ func shortenLog(t *testing.T, l *node) {
 	}
 }
 
+// during is a store in the middle of whose Apply something else happens: what was applied is in the file, and the group has not heard of it yet.
+type during struct {
+	*store.Store
+	applied func()
+}
+
+func (d *during) Apply(e []store.Entry) ([]store.Result, error) {
+	res, err := d.Store.Apply(e)
+	d.applied()
+	return res, err
+}
+
+// TestSnapshotWhileAConfigurationIsApplied: a replica that got it without the configuration that it holds would count the wrong voters.
+func TestSnapshotWhileAConfigurationIsApplied(t *testing.T) {
+	db, err := store.Open(t.TempDir(), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	dir, err := openDirectory(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.close() }()
+	d := &during{Store: db}
+	m, err := newMachine(d, watchdog{time.Minute, func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := raft.NewInmemStore()
+	s := &snapshots{dir: dir, machine: m, logs: logs}
+	d.applied = func() {
+		meta, r, err := s.Open(current)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = r.Close() }()
+		if got := len(meta.Configuration.Servers); meta.ConfigurationIndex != meta.Index || got != int(meta.Index) {
+			t.Errorf("snapshot of index %d: the configuration of index %d, with %d servers", meta.Index, meta.ConfigurationIndex, got)
+		}
+	}
+	var c raft.Configuration
+	for i := range 3 {
+		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(fmt.Sprint("r", i)), Address: raft.ServerAddress(fmt.Sprint("a", i))})
+		l := &raft.Log{Index: uint64(i + 1), Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(c)}
+		if err := logs.StoreLog(l); err != nil {
+			t.Fatal(err)
+		}
+		m.Apply(l)
+	}
+}
+
 func TestCalls(t *testing.T) {
 	ns := nodes(t, 2)
 	startAll(t, ns)
