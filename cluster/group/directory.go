@@ -49,7 +49,28 @@ func openDirectory(path string) (*directory, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("%s: %w: stop that process, or choose another data directory", path, ErrInUse)
 	}
-	return &directory{path: path, lock: lock}, nil
+	d := &directory{path: path, lock: lock}
+	if err := d.sweep(); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// sweep removes copies of the store that were on their way to or from another replica when this one was killed.
+func (d *directory) sweep() error {
+	all, err := os.ReadDir(d.path)
+	if err != nil {
+		return fmt.Errorf("looking for unfinished snapshots: %w", err)
+	}
+	for _, e := range all {
+		if !strings.HasPrefix(e.Name(), "snapshot.") {
+			continue
+		}
+		if err := os.Remove(d.file(e.Name())); err != nil {
+			return fmt.Errorf("removing an unfinished snapshot: %w", err)
+		}
+	}
+	return nil
 }
 
 func (d *directory) close() error { return d.lock.Close() }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -386,6 +387,38 @@ func TestSnapshotWhileAConfigurationIsApplied(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.Apply(l)
+	}
+}
+
+// TestKilledWithSnapshotsOnTheirWay: each would leave a copy of the whole store behind, until the disk is full.
+func TestKilledWithSnapshotsOnTheirWay(t *testing.T) {
+	n := nodes(t, 1)[0]
+	n.start()
+	leader(t, n).prepare()
+	m, err := newMachine(n.store, watchdog{time.Minute, func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &snapshots{dir: n.Group.dir, machine: m, logs: n.wal}
+	_, out, err := s.Open(current)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := s.Create(raft.SnapshotVersionMax, 1, 1, raft.Configuration{}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(in, out); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(out.(*spool).File.Close(), in.(*arrival).file.Close()); err != nil { // all that the kernel does for who is killed
+		t.Fatal(err)
+	}
+	n.kill()
+	n.start()
+	left, err := filepath.Glob(filepath.Join(n.cfg.Dir, "snapshot.*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left on the disk: %q (%v)", left, err)
 	}
 }
 
