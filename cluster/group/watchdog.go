@@ -1,13 +1,15 @@
 package group
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
 )
 
-// watchdog stops the process when a disk operation hangs. A leader whose disk hangs keeps its office otherwise, because Raft sends
+// watchdog stops the process when a disk operation hangs, or has failed for good. A leader whose disk hangs keeps its office otherwise, because Raft sends
 // heartbeats from goroutines of their own: in a trial of 10 s no write succeeded and no follower was elected.
 type watchdog struct {
 	limit time.Duration
@@ -41,7 +43,11 @@ func (l *watchedLogs) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft
 // StoreLogs implements raft.LogStore.
 func (l *watchedLogs) StoreLogs(logs []*raft.Log) error {
 	defer l.watch("writing the log")()
-	return l.LogStore.StoreLogs(logs)
+	err := l.LogStore.StoreLogs(logs)
+	if errors.Is(err, wal.ErrSealed) { // raft-wal could not begin its next file, and tries again only when it is opened: waiting mends nothing
+		l.fatal(fmt.Errorf("writing the log: its next file could not be begun, as when the disk is full: %w; free space on the volume of the data directory: with the next start the log goes on", err))
+	}
+	return err
 }
 
 // DeleteRange implements raft.LogStore.
