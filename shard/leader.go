@@ -39,6 +39,7 @@ type Leader struct {
 
 	mu   sync.Mutex
 	seen map[string]seen
+	gone map[string]bool // sessions that have said goodbye: none comes back
 	wake chan struct{}
 }
 
@@ -54,6 +55,9 @@ func (l *Leader) Beat(b Heartbeat) {
 	if l.seen == nil {
 		l.seen = map[string]seen{}
 	}
+	if l.gone[b.Session] { // said before the goodbye, heard after it
+		return
+	}
 	_, known := l.seen[b.Session]
 	for s := range l.seen { // a new session of a replica ends its old one
 		if s != b.Session && ReplicaOf(s) == ReplicaOf(b.Session) {
@@ -61,6 +65,10 @@ func (l *Leader) Beat(b Heartbeat) {
 		}
 	}
 	if b.Bye {
+		if l.gone == nil {
+			l.gone = map[string]bool{}
+		}
+		l.gone[b.Session] = true
 		delete(l.seen, b.Session)
 	} else {
 		l.seen[b.Session] = seen{at: l.Now(), beat: b}
@@ -94,7 +102,7 @@ func (l *Leader) Run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		live := l.Live()
-		if len(live) >= l.Expect() || l.Now().Sub(started) > time.Second {
+		if len(live)+l.left() >= l.Expect() || l.Now().Sub(started) > time.Second {
 			l.step(ctx, live)
 		}
 		l.check(ctx)
@@ -107,7 +115,7 @@ func (l *Leader) Run(ctx context.Context) {
 	}
 }
 
-// begin gives every owner in the table the benefit of the doubt: a new leader has heard nobody yet.
+// begin gives every owner in the table the benefit of the doubt: a new leader has heard nobody yet, except for the goodbye of the one that it follows.
 func (l *Leader) begin() {
 	_, rows := l.Store.Table()
 	l.mu.Lock()
@@ -115,10 +123,24 @@ func (l *Leader) begin() {
 	l.seen = map[string]seen{}
 	l.wake = make(chan struct{}, 1)
 	for _, r := range rows {
-		if r.Owner != "" {
+		if r.Owner != "" && !l.gone[r.Owner] {
 			l.seen[r.Owner] = seen{at: l.Now(), beat: Heartbeat{Session: r.Owner}}
 		}
 	}
+}
+
+// left counts the owners of rows that have said goodbye: nobody waits for them.
+func (l *Leader) left() int {
+	_, rows := l.Store.Table()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	left := map[string]bool{}
+	for _, r := range rows {
+		if l.gone[r.Owner] {
+			left[r.Owner] = true
+		}
+	}
+	return len(left)
 }
 
 func (l *Leader) step(ctx context.Context, live map[string]Heartbeat) {

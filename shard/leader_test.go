@@ -67,3 +67,32 @@ func TestLeaderHasStateHashesComparedOnceInAThousandEntries(t *testing.T) {
 		t.Error("a replica whose state differs goes on")
 	}
 }
+
+// TestGoodbyeIsFinal: a leader that stops hands over and says goodbye to a successor that may have heard of its election later; and its last heartbeat may come after that. Its rows
+// move at once all the same.
+func TestGoodbyeIsFinal(t *testing.T) {
+	s := newSingle(t)
+	rows := []store.Row{{ID: 1, Cluster: "c", Owner: "a@1", Epoch: 1}}
+	if _, err := s.Propose(t.Context(), store.Command{Version: 1, Table: &store.TableCommand{Rows: rows}}); err != nil {
+		t.Fatal(err)
+	}
+	l := &Leader{Store: s.db, Logger: slog.New(slog.DiscardHandler), Now: time.Now}
+	for _, step := range []struct {
+		what string
+		do   func()
+	}{
+		{"heard before the election", func() { l.Beat(Heartbeat{Session: "a@1", Bye: true}); l.begin() }},
+		{"overtaken a heartbeat", func() { l.Beat(Heartbeat{Session: "a@1"}) }},
+	} {
+		step.do()
+		if _, lives := l.Live()["a@1"]; lives {
+			t.Errorf("a goodbye that was %s is forgotten", step.what)
+		}
+	}
+	if l.left() != 1 {
+		t.Error("the first step waits for who has said goodbye")
+	}
+	if l.Beat(Heartbeat{Session: "a@2"}); len(l.Live()) != 1 {
+		t.Errorf("the next session of that replica does not count: %v", l.Live())
+	}
+}

@@ -488,7 +488,11 @@ func (r *replica) sayBye() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if r.group.IsLeader() {
-		if err := r.group.TransferLeadership(ctx); err != nil {
+		err := r.group.TransferLeadership(ctx)
+		if err == nil {
+			err = r.group.WaitLeader(ctx) // it is elected by now, and has yet to say so
+		}
+		if err != nil {
 			r.log.Debug("leadership not handed over", "err", err)
 		}
 	}
