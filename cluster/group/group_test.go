@@ -69,6 +69,33 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
+// TestCommandThatNobodyCanRead: in the log it would stop every replica, whoever proposes it.
+func TestCommandThatNobodyCanRead(t *testing.T) {
+	ns := nodes(t, 2)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	for name, cmd := range map[string]store.Command{
+		"empty":      {},
+		"two in one": {Pin: &store.Pin{Key: key("r")}, Unpin: &store.Pin{Key: key("r")}},
+		"not UTF-8":  {Pin: &store.Pin{Key: key("r"), Reason: "\xff"}},
+	} {
+		for _, n := range ns {
+			if _, err := n.Propose(within(t, 30*time.Second), cmd); err == nil || !strings.Contains(err.Error(), store.ErrUnknownCommand.Error()) {
+				t.Errorf("%s, proposed by %s: %v", name, n.id, err)
+			}
+		}
+	}
+	for i, n := range ns {
+		n.mustWrite(fmt.Sprint("after", i), uint64(i+1))
+		select {
+		case err := <-n.died:
+			t.Errorf("%s died: %v", n.id, err)
+		default:
+		}
+	}
+}
+
 func TestLeaderIsKilled(t *testing.T) {
 	ns := nodes(t, 3)
 	startAll(t, ns)

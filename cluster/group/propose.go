@@ -97,9 +97,6 @@ func (g *Group) takeProposal(ctx context.Context, _ string, raw []byte) ([]byte,
 	if len(raw) > MaxEntry {
 		return nil, ErrTooLarge
 	}
-	if _, err := store.DecodeCommand(raw); err != nil { // once in the log, it would stop every replica
-		return nil, fmt.Errorf("proposal: %w", err)
-	}
 	res, err := g.applyHere(ctx, raw)
 	if errors.Is(err, errAgain) {
 		return nil, ErrNoLeader
@@ -115,6 +112,9 @@ const enqueueTimeout = 5 * time.Second
 
 // applyHere puts a command into the log of this leader.
 func (g *Group) applyHere(ctx context.Context, raw []byte) (store.Result, error) {
+	if _, err := store.DecodeCommand(raw); err != nil { // once in the log, it would stop every replica, at every start
+		return store.Result{}, fmt.Errorf("proposal: %w", err)
+	}
 	weight := int64(len(raw))
 	if err := g.inFlight.Acquire(ctx, weight); err != nil {
 		return store.Result{}, err
