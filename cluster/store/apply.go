@@ -419,7 +419,7 @@ func (st *step) identity(c *IdentityCommand) (Result, error) {
 	for i, o := range c.Objects {
 		k := identityKey{c.Cluster, o.Kind, o.Namespace, o.Name}
 		id, known := st.m.identities[k]
-		key := Key{Cluster: c.Cluster, Namespace: o.Namespace, Kind: o.Kind, Name: o.Name}.encode()
+		key := k.stored()
 		switch {
 		case o.SpecHash == "":
 			delete(st.m.identities, k)
@@ -445,8 +445,7 @@ func (st *step) identity(c *IdentityCommand) (Result, error) {
 
 // uidOf makes a UUID (RFC 9562 version 8) out of what is committed.
 func uidOf(k identityKey, index uint64) string {
-	key := Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: k.Kind, Name: k.Name}.encode()
-	s := sha256.Sum256(binary.BigEndian.AppendUint64(key, index))
+	s := sha256.Sum256(binary.BigEndian.AppendUint64(k.stored(), index))
 	s[6], s[8] = s[6]&0x0f|0x80, s[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", s[0:4], s[4:6], s[6:8], s[8:10], s[10:16])
 }

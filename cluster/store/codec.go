@@ -91,12 +91,16 @@ func frame(v any) ([]byte, error) {
 // unframe checks the checksum and decodes a copy.
 func unframe(name string, b []byte, v any) error {
 	if len(b) < 4 || binary.BigEndian.Uint32(b) != crc32.Checksum(b[4:], crcPoly) {
-		return fmt.Errorf("%s: %w; stop this replica, move its data directory away and start it: it fetches the state from the others", name, ErrCorrupt)
+		return corrupt(name)
 	}
 	if err := decMode.Unmarshal(b[4:], v); err != nil {
 		return fmt.Errorf("%s: %w: %w", name, ErrCorrupt, err)
 	}
 	return nil
+}
+
+func corrupt(name string) error {
+	return fmt.Errorf("%s: %w; stop this replica, move its data directory away and start it: it fetches the state from the others", name, ErrCorrupt)
 }
 
 // encode makes a key's bytes: each part is length-prefixed, so that a-b/c never equals a/b-c, and records of one namespace of one cluster are neighbours.

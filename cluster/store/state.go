@@ -37,6 +37,10 @@ const recentHashes = 256
 
 type identityKey struct{ Cluster, Kind, Namespace, Name string }
 
+func (k identityKey) stored() []byte {
+	return Key{Cluster: k.Cluster, Namespace: k.Namespace, Kind: k.Kind, Name: k.Name}.encode()
+}
+
 func newMemory() *memory {
 	return &memory{exists: map[Key]bool{}, referrers: map[Key]map[Key]int{}, rows: map[uint64]Row{}, lastSeq: map[uint64]seqValue{},
 		replicas: map[string]Replica{}, fleets: map[string]Fleet{}, pins: map[Key]Pin{}, identities: map[identityKey]Identity{}}

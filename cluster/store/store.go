@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -170,7 +171,7 @@ func load(db *bolt.DB, visit func(*Record)) (*memory, error) {
 		copy(m.hash[:], meta.Hash)
 		m.remember()
 		for _, b := range [][]byte{bucketRecords, bucketEndpoints} {
-			err := each(tx, b, func(_ []byte, r *Record) {
+			err := each(tx, b, recordKey, func(_ []byte, r *Record) {
 				m.exists[r.Key] = true
 				m.index(r, 1)
 				if visit != nil {
@@ -182,23 +183,28 @@ func load(db *bolt.DB, visit func(*Record)) (*memory, error) {
 			}
 		}
 		return errors.Join(
-			each(tx, bucketRows, func(_ []byte, r *Row) { m.rows[r.ID] = *r }),
-			each(tx, bucketSeqs, func(k []byte, v *seqValue) { m.lastSeq[binary.BigEndian.Uint64(k)] = *v }),
-			each(tx, bucketReplicas, func(_ []byte, r *Replica) { m.replicas[r.ID] = *r }),
-			each(tx, bucketFleets, func(_ []byte, f *Fleet) { m.fleets[f.Name] = *f }),
-			each(tx, bucketPins, func(_ []byte, p *Pin) { m.pins[p.Key] = *p }),
-			each(tx, bucketIdentities, func(_ []byte, v *identityValue) { m.identities[v.Key] = v.Value }),
+			each(tx, bucketRows, func(r *Row) []byte { return seqKey(r.ID) }, func(_ []byte, r *Row) { m.rows[r.ID] = *r }),
+			each(tx, bucketSeqs, nil, func(k []byte, v *seqValue) { m.lastSeq[binary.BigEndian.Uint64(k)] = *v }),
+			each(tx, bucketReplicas, func(r *Replica) []byte { return []byte(r.ID) }, func(_ []byte, r *Replica) { m.replicas[r.ID] = *r }),
+			each(tx, bucketFleets, func(f *Fleet) []byte { return []byte(f.Name) }, func(_ []byte, f *Fleet) { m.fleets[f.Name] = *f }),
+			each(tx, bucketPins, func(p *Pin) []byte { return p.Key.encode() }, func(_ []byte, p *Pin) { m.pins[p.Key] = *p }),
+			each(tx, bucketIdentities, func(v *identityValue) []byte { return v.Key.stored() }, func(_ []byte, v *identityValue) { m.identities[v.Key] = v.Value }),
 		)
 	})
 	return m, err
 }
 
-// each decodes every value of a bucket, in key order.
-func each[T any](tx *bolt.Tx, bucket []byte, f func(key []byte, v *T)) error {
+func recordKey(r *Record) []byte { return r.Key.encode() }
+
+// each decodes every value of a bucket, in key order. at gives the key under which a value belongs, nil where it does not say: the checksum is of the value alone.
+func each[T any](tx *bolt.Tx, bucket []byte, at func(*T) []byte, f func(key []byte, v *T)) error {
 	return tx.Bucket(bucket).ForEach(func(k, b []byte) error {
-		v := new(T)
-		if err := unframe(fmt.Sprintf("%s %q", bucket, k), b, v); err != nil {
+		v, name := new(T), fmt.Sprintf("%s %q", bucket, k)
+		if err := unframe(name, b, v); err != nil {
 			return err
+		}
+		if at != nil && !bytes.Equal(at(v), k) {
+			return corrupt(name)
 		}
 		f(k, v)
 		return nil
@@ -238,7 +244,13 @@ func readRecord(tx *bolt.Tx, k Key) (*Record, error) {
 		return nil, nil
 	}
 	r := &Record{}
-	return r, unframe(k.String(), b, r)
+	if err := unframe(k.String(), b, r); err != nil {
+		return nil, err
+	}
+	if r.Key != k {
+		return nil, corrupt(k.String())
+	}
+	return r, nil
 }
 
 // db is the present file; only a holder of writing may use it without view.
@@ -303,7 +315,7 @@ func (s *Store) Scan(f func(*Record) error) error {
 func scan(tx *bolt.Tx, f func(*Record) error) error {
 	var failed error
 	for _, b := range [][]byte{bucketRecords, bucketEndpoints} {
-		if err := each(tx, b, func(_ []byte, r *Record) {
+		if err := each(tx, b, recordKey, func(_ []byte, r *Record) {
 			if failed == nil {
 				failed = f(r)
 			}

@@ -205,33 +205,35 @@ func TestStoreThatCannotBeOpenedSaysWhy(t *testing.T) {
 }
 
 func TestFlippedBitIsFoundAtOpen(t *testing.T) {
-	dir := t.TempDir()
-	s, err := Open(dir, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	do(t, s, wholeTable(), put(1, Op{key("route", "r"), content("a payload to find")}))
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "store.db")
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for at := 0; ; {
-		i := bytes.Index(b[at:], []byte("payload to find"))
-		if i < 0 {
-			break
+	for where, what := range map[string][]byte{"a payload": []byte("payload to find"), "the key of a record": key("route", "r").encode()} {
+		dir := t.TempDir()
+		s, err := Open(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
 		}
-		b[at+i] ^= 1
-		at += i + 1
-	}
-	if err := os.WriteFile(file, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(dir, Options{}); !errors.Is(err, ErrCorrupt) {
-		t.Errorf("err = %v, want ErrCorrupt", err)
+		do(t, s, wholeTable(), put(1, Op{key("route", "r"), content("a payload to find")}))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, "store.db")
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; ; {
+			i := bytes.Index(b[at:], what)
+			if i < 0 {
+				break
+			}
+			at += i + len(what)
+			b[at-1] ^= 1
+		}
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(dir, Options{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("a flipped bit in %s: err = %v, want ErrCorrupt", where, err)
+		}
 	}
 }
 
