@@ -417,6 +417,46 @@ func TestSnapshotWhileAConfigurationIsApplied(t *testing.T) {
 	}
 }
 
+// TestSnapshotsThatCannotBeTakenIn: a disk with too little space takes none of them in, however often the leader tries. What the store holds must still have its term, or the replica
+// does not start again.
+func TestSnapshotsThatCannotBeTakenIn(t *testing.T) {
+	db, err := store.Open(t.TempDir(), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	dir, err := openDirectory(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.close() }()
+	m, err := newMachine(db, watchdog{time.Minute, func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &snapshots{dir: dir, machine: m, logs: raft.NewInmemStore()} // emptied, as when a snapshot came in
+	arrive := func(index uint64) {
+		t.Helper()
+		sink, err := s.Create(raft.SnapshotVersionMax, index, 7, raft.Configuration{}, 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = sink.Write([]byte("a store"))
+		if err = errors.Join(err, sink.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	arrive(3)
+	m.Apply(&raft.Log{Index: 3, Term: 7, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(raft.Configuration{})}) // taken in
+	for index := range uint64(10) {
+		arrive(100 + index)
+	}
+	all, err := s.List()
+	if err != nil || len(all) != 1 || all[0].Index != 3 || all[0].Term != 7 {
+		t.Errorf("%+v %v", all, err)
+	}
+}
+
 // TestKilledWithSnapshotsOnTheirWay: each would leave a copy of the whole store behind, until the disk is full.
 func TestKilledWithSnapshotsOnTheirWay(t *testing.T) {
 	n := nodes(t, 1)[0]

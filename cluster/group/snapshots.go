@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/hashicorp/raft"
 )
@@ -161,8 +162,8 @@ func (a *arrival) Close() error {
 	if a.file == nil {
 		return nil
 	}
-	all := append(a.s.received(), a.at) // the one before counts until this one is restored
-	raw, err := json.Marshal(all[max(0, len(all)-4):])
+	all := slices.DeleteFunc(a.s.received(), func(r received) bool { return r.Index != a.s.machine.store.Applied() })
+	raw, err := json.Marshal(append(all, a.at)) // what the store holds counts until this one is restored, which may fail any number of times
 	if err != nil {
 		return err
 	}
