@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -18,23 +20,47 @@ import (
 type balancer struct {
 	within netip.Prefix
 	client kubernetes.Interface
+
+	// written are the Services as they are after their address was written, for as long as what is read is older: an address that one has just got would be given once more.
+	written map[types.UID]write
+}
+
+type write struct {
+	from  string // resourceVersion of what was read
+	after *v1.Service
 }
 
 func (b *balancer) apply(ctx context.Context, services []*v1.Service) error {
 	var errs []error
-	for _, change := range assign(services, b.within) {
+	for _, change := range assign(b.newest(services), b.within) {
 		service := change.service.DeepCopy()
 		service.Status.LoadBalancer.Ingress = nil
 		if change.addr.IsValid() {
 			mode := v1.LoadBalancerIPModeVIP
 			service.Status.LoadBalancer.Ingress = []v1.LoadBalancerIngress{{IP: change.addr.String(), IPMode: &mode}}
 		}
-		_, err := b.client.CoreV1().Services(service.Namespace).UpdateStatus(ctx, service, metav1.UpdateOptions{})
-		if err != nil && !apierrors.IsNotFound(err) {
+		after, err := b.client.CoreV1().Services(service.Namespace).UpdateStatus(ctx, service, metav1.UpdateOptions{})
+		switch {
+		case err == nil:
+			b.written[service.UID] = write{service.ResourceVersion, after}
+		case !apierrors.IsNotFound(err):
 			errs = append(errs, fmt.Errorf("writing the address of Service %s/%s: %w", service.Namespace, service.Name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// newest puts in the place of Services that are read as they were before a write what was written, and forgets the writes that have been read.
+func (b *balancer) newest(services []*v1.Service) []*v1.Service {
+	pending := map[types.UID]write{}
+	out := slices.Clone(services)
+	for i, s := range out {
+		if w, ok := b.written[s.UID]; ok && w.from == s.ResourceVersion {
+			pending[s.UID], out[i] = w, w.after
+		}
+	}
+	b.written = pending
+	return out
 }
 
 // assignment is a Service whose address in status shall be another, or none.
