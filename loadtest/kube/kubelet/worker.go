@@ -46,9 +46,10 @@ type worker struct {
 	volumes  *volumes
 	places   map[string]string // of the volumes; nil until all are there
 	mounting bool
-	remount  bool      // something changed while mounting
-	mountAt  time.Time // when to mount again; zero is not before something changes
-	mountBad int       // failures in a row
+	mounts   sync.WaitGroup // what writes volumes
+	remount  bool           // something changed while mounting
+	mountAt  time.Time      // when to mount again; zero is not before something changes
+	mountBad int            // failures in a row
 
 	states     map[string]*state
 	containers map[string]*run
@@ -228,7 +229,7 @@ func (w *worker) connect() error {
 func (w *worker) mount() {
 	w.mounting, w.remount, w.mountAt = true, false, time.Time{}
 	pod := w.seen()
-	w.k.jobs.Go(func() {
+	w.mounts.Go(func() {
 		err := w.volumes.mount(w.ctx, pod)
 		places := map[string]string{}
 		for name, place := range w.volumes.places {
@@ -410,6 +411,7 @@ func (w *worker) cleanUp() {
 		r.process.Kill()
 		<-r.process.Done()
 	}
+	w.mounts.Wait()
 	w.disconnect()
 	w.forgetPIDs()
 	w.k.forget(w)
