@@ -183,17 +183,26 @@ func (k *kubelet) watch() error {
 }
 
 func (k *kubelet) podHandler() cache.ResourceEventHandlerFuncs {
+	gone := func(pod *v1.Pod) {
+		if w := k.worker(pod.UID); w != nil {
+			w.vanish()
+		}
+	}
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { k.take(o.(*v1.Pod)) },
-		UpdateFunc: func(_, o any) { k.take(o.(*v1.Pod)) },
+		AddFunc: func(o any) { k.take(o.(*v1.Pod)) },
+		UpdateFunc: func(before, o any) {
+			pod := o.(*v1.Pod)
+			if old := before.(*v1.Pod); old.UID != pod.UID { // deleted and made anew while nobody watched
+				gone(old)
+			}
+			k.take(pod)
+		},
 		DeleteFunc: func(o any) {
 			if unknown, ok := o.(cache.DeletedFinalStateUnknown); ok {
 				o = unknown.Obj
 			}
 			if pod, ok := o.(*v1.Pod); ok {
-				if w := k.worker(pod.UID); w != nil {
-					w.vanish()
-				}
+				gone(pod)
 			}
 		},
 	}

@@ -59,3 +59,21 @@ func TestAPodThatGoesWhileItsVolumesAreMadeLeavesNoFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestAPodInThePlaceOfAnotherEndsIt: after a gap in a watch, a pod that was deleted and made anew under its name comes as a change of the old one.
+func TestAPodInThePlaceOfAnotherEndsIt(t *testing.T) {
+	k := kubeletForTest(t, fake.NewClientset())
+	pod := func(uid types.UID) *v1.Pod {
+		// A pod whose volumes never come: it waits.
+		return &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p", UID: uid}, Spec: v1.PodSpec{HostNetwork: true, Volumes: []v1.Volume{{Name: "none"}}}}
+	}
+	k.podHandler().OnAdd(pod("old"), false)
+	old := k.worker("old")
+	k.podHandler().OnUpdate(pod("old"), pod("new"))
+	if !old.report.isGone() {
+		t.Error("the pod that was deleted runs on")
+	}
+	if k.worker("new") == nil {
+		t.Error("the new pod does not run")
+	}
+}
