@@ -106,7 +106,7 @@ func Run(ctx context.Context, o Options) error {
 		return errors.Join(err, listener.Close())
 	}
 	k.jobs.Go(func() { k.serve(listener) })
-	if err := k.register(ctx); err != nil {
+	if err := k.join(ctx); err != nil {
 		return err
 	}
 	k.heartbeat(ctx)

@@ -61,6 +61,18 @@ func (k *kubelet) nodeStatus(old v1.NodeStatus, now metav1.Time) v1.NodeStatus {
 	return status
 }
 
+// join registers the node, however often that takes: the API server may be busy, and the control plane writes taints and annotations to a Node as soon as it is there.
+func (k *kubelet) join(ctx context.Context) error {
+	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+		err := k.register(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		k.Log.Warn("cannot register the node, trying again", "error", err)
+		wait(ctx, pause)
+	}
+}
+
 // register makes the Node, or takes it over from an earlier run, and says that it is ready.
 func (k *kubelet) register(ctx context.Context) error {
 	nodes := k.client.CoreV1().Nodes()
