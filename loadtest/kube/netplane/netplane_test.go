@@ -240,6 +240,11 @@ func TestChangesReplaceWhatWas(t *testing.T) {
 }
 
 func TestUDPFlowsLeaveEndpointsThatAreGone(t *testing.T) {
+	t.Run("not after a change", func(t *testing.T) { leavesEndpointThatIsGone(t, func(*proxy) {}) })
+	t.Run("not after one that failed at first", func(t *testing.T) { leavesEndpointThatIsGone(t, func(p *proxy) { p.done = nil }) })
+}
+
+func leavesEndpointThatIsGone(t *testing.T, meanwhile func(*proxy)) {
 	r := newRig(t)
 	r.pod("a", "10.244.0.2")
 	r.pod("b", "10.244.0.3")
@@ -266,6 +271,7 @@ func TestUDPFlowsLeaveEndpointsThatAreGone(t *testing.T) {
 	if got := who(); got != "a" {
 		t.Errorf("got %s", got)
 	}
+	meanwhile(r.proxy)
 	r.apply(snapshot{dns, []*discoveryv1.EndpointSlice{slice("dns", v1.ProtocolUDP, "10.244.0.3")}})
 	if got := who(); got != "b" {
 		t.Errorf("after a change the flow still goes to %s", got)

@@ -43,6 +43,8 @@ type proxy struct {
 
 	// done is what the kernel has; nil before the first time and after a failure, when all is made anew.
 	done *table
+	// flows are the endpoints to which there may be UDP flows: those that there are, and those that are gone and whose flows were not forgotten yet.
+	flows map[netip.AddrPort]bool
 	// chains number the ports.
 	chains map[portName]int
 	next   int
@@ -50,7 +52,7 @@ type proxy struct {
 }
 
 func newProxy(o Options) *proxy {
-	return &proxy{o: o, table: &nftables.Table{Name: "kube-" + o.Cluster, Family: nftables.TableFamilyIPv4}, routes: map[netip.Addr]bool{}}
+	return &proxy{o: o, table: &nftables.Table{Name: "kube-" + o.Cluster, Family: nftables.TableFamilyIPv4}, flows: map[netip.AddrPort]bool{}, routes: map[netip.Addr]bool{}}
 }
 
 // apply brings the kernel to t in one transaction.
@@ -73,11 +75,12 @@ func (p *proxy) apply(t table) error {
 	if err := p.change(c, *from, t); err != nil {
 		return err
 	}
+	maps.Copy(p.flows, udpEndpoints(t))
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("programming Services (does the kernel have nf_tables with nat, numgen and reject?): %w", err)
 	}
 	p.done = &t
-	return forgetFlows(*from, t)
+	return p.forgetFlows(t)
 }
 
 // buffer is room for a transaction, which goes to the kernel in one piece, and for its acknowledgements.
@@ -337,9 +340,9 @@ func addressKeys(addresses map[netip.Addr]bool) map[string]bool {
 }
 
 // forgetFlows makes the kernel forget UDP flows to endpoints that are no more: a client that keeps its port would send to them for as long as it sends.
-func forgetFlows(from, to table) error {
-	gone := gone(udpEndpoints(from))
-	for e := range udpEndpoints(to) {
+func (p *proxy) forgetFlows(t table) error {
+	now, gone := udpEndpoints(t), gone(maps.Clone(p.flows))
+	for e := range now {
 		delete(gone, e)
 	}
 	if len(gone) == 0 {
@@ -348,6 +351,7 @@ func forgetFlows(from, to table) error {
 	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, gone); err != nil {
 		return fmt.Errorf("forgetting UDP flows: %w", err)
 	}
+	p.flows = now
 	return nil
 }
 
