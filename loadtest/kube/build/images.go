@@ -81,16 +81,26 @@ func fleetgateRoot(ctx context.Context) (string, error) {
 	if _, err := os.Stat(authorities); err == nil {
 		files[authorities] = authorities
 	}
+	return root, assemble(root, files)
+}
+
+// assemble puts files, by their places in the image, and a user into it, while no other process does.
+func assemble(root string, files map[string]string) error {
+	unlock, err := lock(filepath.Dir(root))
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for to, from := range files {
 		if err := place(from, filepath.Join(root, to)); err != nil {
-			return "", err
+			return err
 		}
 	}
 	users := fmt.Sprintf("root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:%d:%d:nonroot:/home/nonroot:/sbin/nologin\n", nonroot, nonroot)
 	if err := os.WriteFile(filepath.Join(root, "etc", "passwd"), []byte(users), 0o644); err != nil {
-		return "", fmt.Errorf("assemble the image: %w", err)
+		return fmt.Errorf("assemble the image: %w", err)
 	}
-	return root, nil
+	return nil
 }
 
 // envoyProgram finds Envoy where the Makefile has it.
