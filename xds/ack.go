@@ -295,6 +295,9 @@ func (s *stream) advance(now time.Time) {
 			mark = min(mark, r.floor)
 		}
 	}
+	if !s.types[Listener].started { // it serves nothing yet: it asks once its clusters are there, which may take them long
+		return
+	}
 	if until := s.progress.Add(s.srv.cfg.GateTimeout); now.Before(until) && s.expectsMore() {
 		s.wakeAt(until)
 		return
@@ -302,11 +305,8 @@ func (s *stream) advance(now time.Time) {
 	s.acked = max(s.acked, mark)
 }
 
-// expectsMore tells whether the client will yet ask for something: for listeners, once its clusters are there, for routes, once its listeners are.
+// expectsMore tells whether the client, which has listeners, will yet ask for routes.
 func (s *stream) expectsMore() bool {
-	if !s.types[Listener].started {
-		return true
-	}
 	s.fleet.mu.RLock()
 	defer s.fleet.mu.RUnlock()
 	routes := &s.types[Route]

@@ -341,6 +341,35 @@ func TestGate(t *testing.T) {
 	})
 }
 
+// TestNothingIsLiveBeforeListeners: a proxy that has not asked for listeners yet serves nothing, however long its clusters take to warm, or it to speak.
+func TestNothingIsLiveBeforeListeners(t *testing.T) {
+	for name, begin := range map[string]func(p *peerOf){
+		"a proxy that says nothing yet is told of as being live":       func(*peerOf) {},
+		"a proxy that waits for its clusters is told of as being live": func(p *peerOf) { p.ask(Cluster); p.expect(Cluster, "a") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reports := make(chan Report, 1000)
+				s := plainServer(Config{Gate: true, Report: func(r Report) { reports <- r }})
+				full(s)
+				p := openPipe(t, s)
+				begin(p)
+				time.Sleep(time.Minute)
+				for len(reports) > 0 {
+					if r := <-reports; r.Acked != 0 {
+						t.Fatalf("before it asked for listeners: %+v", r)
+					}
+				}
+				p.ask(Listener)
+				p.expect(Listener, "l")
+				p.ask(Route, "rc")
+				p.expect(Route, "rc")
+				awaitReport(t, reports, func(r Report) bool { return r.Acked == 5 })
+			})
+		})
+	}
+}
+
 // TestNothingWaitsForWhatIsGone: a listener that is deleted while it is held back does not keep its proxy behind for ever, nor is its gate used up when it comes again.
 func TestNothingWaitsForWhatIsGone(t *testing.T) {
 	reports := make(chan Report, 1000)
