@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
 )
@@ -29,8 +30,8 @@ type replicaAddresses struct {
 
 // servers are the admin addresses to try, in order.
 func (a *asking) servers() []string {
-	if a.server != "" {
-		return strings.Split(a.server, ",")
+	if given := strings.FieldsFunc(a.server, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }); len(given) > 0 {
+		return given
 	}
 	if b, err := os.ReadFile(filepath.Join(defaultState, replicasFile)); err == nil {
 		var r replicaAddresses
