@@ -501,6 +501,7 @@ func TestCalls(t *testing.T) {
 		})
 	}
 	l.Handle("refuse", func(context.Context, string, []byte) ([]byte, error) { return nil, errors.New("not today") })
+	l.Handle("much", func(context.Context, string, []byte) ([]byte, error) { return make([]byte, 2*maxBody), nil })
 	ctx := within(t, time.Minute)
 	var out []byte
 	var err error
@@ -513,6 +514,9 @@ func TestCalls(t *testing.T) {
 	}
 	if _, err := f.Call(ctx, l.id, "refuse", nil); err == nil || !strings.Contains(err.Error(), "not today") || errors.Is(err, ErrNotReached) {
 		t.Errorf("got %v", err)
+	}
+	if out, err := f.Call(ctx, l.id, "much", nil); err != nil || len(out) != 2*maxBody {
+		t.Errorf("of a large answer got %d bytes, %v", len(out), err)
 	}
 	if _, err := f.Call(ctx, l.id, "nonsense", nil); err == nil || !strings.Contains(err.Error(), "same version") {
 		t.Errorf("got %v", err)

@@ -26,8 +26,11 @@ const (
 	headerKind    = "Fleetgate-Error"
 )
 
-// maxBody bounds the body of a call and of its answer.
-const maxBody = 16 << 20
+// maxBody bounds the body of a call, maxAnswer that of its answer: what the leader knows of a hundred thousand routes is one.
+const (
+	maxBody   = 16 << 20
+	maxAnswer = 256 << 20
+)
 
 // calls of strangers: a replica that is not a member yet needs these.
 const (
@@ -141,12 +144,12 @@ func (c *caller) call(ctx context.Context, hostport, to, name string, body []byt
 		return nil, fmt.Errorf("call %s of %s: %w: %w", name, hostport, ErrNotReached, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	out, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	out, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, fmt.Errorf("call %s of %s: %w: %w", name, hostport, ErrNotReached, err)
 	}
-	if len(out) > maxBody {
-		return nil, fmt.Errorf("call %s of %s: the answer is above %d bytes: ask for less", name, hostport, maxBody)
+	if len(out) > maxAnswer {
+		return nil, fmt.Errorf("call %s of %s: the answer is above %d bytes: ask for less", name, hostport, maxAnswer)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return out, nil

@@ -50,7 +50,7 @@ func baseURL(server string) string {
 	return "http://" + server
 }
 
-// view asks one replica after the other. Where one that knows a leader answers, its answer is taken; else that of any.
+// view asks one replica after the other. Where one answers with what the leader knows, that is taken; else what any knows.
 func (a *asking) view(ctx context.Context) (view, error) {
 	var best *view
 	var errs []error
@@ -60,10 +60,12 @@ func (a *asking) view(ctx context.Context) (view, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if v.Leader != "" {
+		if v.Leader != "" && v.Notice == "" {
 			return v, nil
 		}
-		best = &v
+		if best == nil || best.Leader == "" {
+			best = &v
+		}
 	}
 	if best != nil {
 		return *best, nil

@@ -104,16 +104,19 @@ func (r *replica) readyz(w http.ResponseWriter, _ *http.Request) {
 
 const noLeader = "no leader: fewer than half of the replicas are up and connected, so no change can be accepted; proxies keep their configuration and are served from this replica's disk. Start the missing replicas"
 
-// serveView answers with the leader's view, so that every replica shows the same; without a leader with what this one knows, and says so.
+// serveView answers with the leader's view, so that every replica shows the same; where that is not to be had with what this one knows, and says so.
 func (r *replica) serveView(w http.ResponseWriter, req *http.Request) {
 	if r.joined() && !r.group.IsLeader() && r.leaderID() != "" {
 		ctx, cancel := context.WithTimeout(req.Context(), 2*time.Second)
 		defer cancel()
-		if body, err := r.group.CallLeader(ctx, "view", nil); err == nil {
+		body, err := r.group.CallLeader(ctx, "view", nil)
+		if err == nil {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write(body)
 			return
 		}
+		respond(w, r.view().withoutLeader(err, r.xds.Proxies()))
+		return
 	}
 	respond(w, r.view())
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/fleetgate/fleetgate/shard"
 	"github.com/fleetgate/fleetgate/translate/assemble"
 	"github.com/fleetgate/fleetgate/translate/record"
+	"github.com/fleetgate/fleetgate/xds"
 )
 
 // view is what this replica knows; on the leader that is all there is to know.
@@ -47,6 +48,13 @@ func (r *replica) view() view {
 			v.Policies = append(v.Policies, p)
 		}
 	}
+	return v
+}
+
+// withoutLeader says what a view is that a follower answers with because the leader's was not to be had: only the leader hears of all proxies, and of all replicas.
+func (v view) withoutLeader(why error, own []xds.Report) view {
+	v.Proxies = own
+	v.Notice = fmt.Sprintf("the leader did not tell what it knows, so the proxies are those of one replica, and other replicas are shown as unreachable: ask again, or name the leader's admin address with --server (%v)", why)
 	return v
 }
 

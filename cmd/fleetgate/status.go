@@ -58,8 +58,11 @@ func summarize(v view) statusReport {
 	find := func(format string, args ...any) {
 		r.Findings = append(r.Findings, oneLine(fmt.Sprintf(format, args...)))
 	}
-	if v.Leader == "" {
+	switch {
+	case v.Leader == "":
 		find("nobody leads the group: changes are not accepted")
+	case v.Notice != "":
+		find("%s", v.Notice)
 	}
 	for _, m := range v.Replicas {
 		if r.Replicas.add(m.Live) {
