@@ -14,6 +14,7 @@ type Ahead struct {
 	Key     store.Key `json:"key"`
 	Epoch   uint64    `json:"epoch"`
 	Seq     uint64    `json:"seq"`
+	After   uint64    `json:"after"` // the last proposal that its owner had made by then: what a later one has of this key is the same, or newer
 	Payload []byte    `json:"payload"`
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
+	"github.com/fleetgate/fleetgate/translate"
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
@@ -82,4 +83,36 @@ func TestNewEndpointsWaitForTheLog(t *testing.T) {
 	o := &outrun{told: map[store.Key]*store.Content{}, send: func(all []Ahead) { t.Errorf("told %v", all) }}
 	op := endpointsOp("1")
 	o.tell(time.Now(), map[store.Key]store.Op{op.Key: op}, func(store.Key) bool { return false })
+}
+
+// TestSweepOvertakesWhatRanAhead: endpoints that are again as the store has them, while something else was told ahead, are proposed all the same: only the log tells everybody.
+func TestSweepOvertakesWhatRanAhead(t *testing.T) {
+	s := newSingle(t)
+	row := store.Row{ID: 1, Cluster: "c", Owner: "a@1", Epoch: 1}
+	if res, err := s.Propose(t.Context(), store.Command{Version: 1, Table: &store.TableCommand{Rows: []store.Row{row}}}); err != nil || res.Code != "" {
+		t.Fatalf("%v: %+v", err, res)
+	}
+	compiler := translate.New(translate.Config{Cluster: "c", ControllerNames: []string{"ours"}, Owns: func(string) bool { return true }})
+	key := record.Key{Cluster: "c", Namespace: "n", Kind: record.KindEndpoints, Name: "s/80/auto"}
+	compiler.Apply(backend("10.0.0.1"))
+	compiler.Referenced([]record.Key{key})
+	c := &Controller{row: row, db: s.db, compiler: compiler, pending: map[store.Key]store.Op{}, outrun: outrun{told: map[store.Key]*store.Content{}}, log: slog.New(slog.DiscardHandler)}
+	sweep := func() store.Op {
+		t.Helper()
+		if err := c.sweep(); err != nil {
+			t.Fatal(err)
+		}
+		return c.pending[StoreKey(key)]
+	}
+	op := sweep()
+	if res, err := s.Propose(t.Context(), store.Command{Version: 1, Put: &store.PutCommand{Proposer: "a@1", Row: 1, Epoch: 1, Seq: 1, Ops: []store.Op{op}}}); err != nil || res.Code != "" {
+		t.Fatalf("%v: %+v", err, res)
+	}
+	if again := sweep(); again.Content != nil {
+		t.Errorf("what the store has is proposed again: %+v", again)
+	}
+	c.outrun.told[StoreKey(key)] = endpointsOp("something else").Content
+	if again := sweep(); again.Content == nil || string(again.Content.Payload) != string(op.Content.Payload) {
+		t.Errorf("something else runs ahead for ever: %+v is proposed", again)
+	}
 }

@@ -68,7 +68,7 @@ func newController(row store.Row, m *Manager) *Controller {
 	if m.cfg.Ahead != nil {
 		c.outrun.send = func(all []Ahead) {
 			for i := range all {
-				all[i].Epoch = row.Epoch
+				all[i].Epoch, all[i].After = row.Epoch, c.seq
 			}
 			m.cfg.Ahead(all)
 		}
@@ -312,6 +312,7 @@ func (c *Controller) sweep() error {
 		case !ok && (keep[RecordKey(r.Key)] || c.compiler.Unknown(RecordKey(r.Key))):
 		case !ok:
 			gone = append(gone, r.Key)
+		case c.outrun.told[r.Key] != nil: // something else runs ahead: only the log tells everybody that it is overtaken
 		case record.Hash(p.Payload) == r.Cur.Hash && sameRefs(p.Refs, r.Cur.Refs):
 			delete(want, RecordKey(r.Key))
 		}

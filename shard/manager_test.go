@@ -82,6 +82,9 @@ func TestDrainedRowTellsEndpointsAhead(t *testing.T) {
 			t.Errorf("told %+v", a)
 		}
 		if strings.Contains(string(a.Payload), "10.0.0.2") {
+			if a.After == 0 {
+				t.Errorf("%+v is told as before the first proposal, so that this overtakes it", a)
+			}
 			break
 		}
 	}

@@ -172,8 +172,9 @@ type Change struct {
 type Event struct {
 	Index      uint64
 	Changes    []Change
-	TableMoved bool  // the shard table changed
-	PinsMoved  []Key // records whose pins changed
+	Put        *PutCommand // what its owner wrote, whether or not that changed anything; nil = nothing
+	TableMoved bool        // the shard table changed
+	PinsMoved  []Key       // records whose pins changed
 	FleetMoved bool
 	Reset      bool // everything may have changed (snapshot restored): read the store again
 }

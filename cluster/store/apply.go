@@ -181,6 +181,7 @@ func (st *step) put(p *PutCommand) (Result, error) {
 	if code, why := st.fence(p); code != "" {
 		return Result{Code: code, Message: why}, nil
 	}
+	st.event.Put = p
 	last := seqValue{p.Epoch, p.Seq}
 	st.m.lastSeq[p.Row] = last
 	if err := st.write(bucketSeqs, seqKey(p.Row), last); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 )
 
 // This file is how endpoints run ahead of the log (D18). An owner hands every change of endpoints to all replicas at once, and again each second until it is committed; a replica
-// serves the newest that it was told until the store has the same, or the row has another owner, who will tell. So without a quorum proxies still learn of pods that died.
+// serves the newest that it was told until the log has had the same or, where it missed that, something newer, or the row has another owner, who will tell. So without a quorum proxies still learn of pods that died.
 
 // takeAhead serves endpoints that are newer than what is served, and remembers them: what is committed later may be older.
 func (p *pipeline) takeAhead(all []shard.Ahead) {
@@ -27,12 +28,10 @@ func (p *pipeline) takeAhead(all []shard.Ahead) {
 		old, was := p.ahead[a.Key]
 		rec, err := p.db.Get(a.Key)
 		_, pinned := p.pins[a.Key]
-		if was && !a.Newer(old) || err != nil || rec == nil || pinned || a.Epoch < p.epoch(a.Key) {
+		if was && !a.Newer(old) || p.logged[a.Key].overtakes(a) || err != nil || rec == nil || pinned || a.Epoch < p.epoch(a.Key) {
 			continue
 		}
-		if p.ahead[a.Key] = a; rec.Cur.Hash == record.Hash(a.Payload) {
-			delete(p.ahead, a.Key)
-		}
+		p.ahead[a.Key] = a
 		p.serveAhead(a.Key, a.Payload)
 	}
 }
@@ -75,12 +74,42 @@ func (p *pipeline) epoch(k store.Key) uint64 {
 	return 0
 }
 
-// overtaken forgets what ran ahead of a record, once the record has the same content, is gone or is pinned; the caller holds mu.
-func (p *pipeline) overtaken(k store.Key, r *store.Record) {
-	if a, ok := p.ahead[k]; ok {
-		if _, pinned := p.pins[k]; r == nil || pinned || r.Cur.Hash == record.Hash(a.Payload) {
-			delete(p.ahead, k)
+// logged is the proposal by which the log got the endpoints of a key last.
+type logged struct{ epoch, seq uint64 }
+
+// overtakes tells whether the log has had by then what ran ahead, or what its owner sent after that.
+func (l logged) overtakes(a shard.Ahead) bool {
+	return l.epoch > a.Epoch || l.epoch == a.Epoch && l.seq > a.After
+}
+
+// settle forgets what ran ahead of what the log has had: messages are lost and come late, so that it may be older. The caller holds mu.
+func (p *pipeline) settle(put *store.PutCommand) {
+	if put == nil {
+		return
+	}
+	for _, op := range put.Ops {
+		if op.Key.Kind != string(record.KindEndpoints) || op.Content == nil {
+			continue
 		}
+		p.logged[op.Key] = logged{put.Epoch, put.Seq}
+		a, ok := p.ahead[op.Key]
+		if !ok || !p.logged[op.Key].overtakes(a) {
+			continue
+		}
+		delete(p.ahead, op.Key)
+		if !bytes.Equal(a.Payload, op.Content.Payload) {
+			p.serveAhead(op.Key, op.Content.Payload)
+		}
+	}
+}
+
+// overtaken forgets what ran ahead of a record, once the record is gone or pinned; the caller holds mu.
+func (p *pipeline) overtaken(k store.Key, r *store.Record) {
+	if _, pinned := p.pins[k]; r == nil || pinned {
+		delete(p.ahead, k)
+	}
+	if r == nil {
+		delete(p.logged, k)
 	}
 }
 

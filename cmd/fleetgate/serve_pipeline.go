@@ -31,6 +31,7 @@ type pipeline struct {
 	fleets map[string]uint64 // fleet -> index of the last step that changed something for it
 	pins   map[store.Key]store.Pin
 	ahead  map[store.Key]shard.Ahead // endpoints that the store does not have yet
+	logged map[store.Key]logged      // what the log has had of endpoints since this replica began
 	from   uint64                    // index of the last rebuild
 	served uint64                    // index up to which every step has been handed to xds
 	moved  chan struct{}             // closed when served is another
@@ -41,7 +42,7 @@ type pipeline struct {
 // start assembles what the disk holds, so that proxies can be answered before anybody else was heard. records are all that the store read when it was
 // opened; nothing has been applied since.
 func (p *pipeline) start(records []*store.Record) error {
-	p.ahead, p.moved = map[store.Key]shard.Ahead{}, make(chan struct{})
+	p.logged, p.moved = map[store.Key]logged{}, make(chan struct{})
 	p.events, p.cancel = p.db.Subscribe()
 	return p.assemble(func(each func(*store.Record) error) (uint64, error) {
 		for _, r := range records {
@@ -62,6 +63,7 @@ func (p *pipeline) assemble(scan func(each func(*store.Record) error) (uint64, e
 	defer p.mu.Unlock()
 	before, old := p.state, p.fleets
 	p.state, p.fleets = assemble.New(p.config), map[string]uint64{}
+	p.ahead = map[store.Key]shard.Ahead{} // a snapshot may have newer: what it has not is sent again
 	p.loadPins()
 	var changes []assemble.Change
 	index, err := scan(func(r *store.Record) error {
@@ -72,7 +74,6 @@ func (p *pipeline) assemble(scan func(each func(*store.Record) error) (uint64, e
 		return fmt.Errorf("reading the route store: %w", err)
 	}
 	p.from = index
-	p.fence()
 	delta := p.state.Apply(changes)
 	if before != nil {
 		remove(delta.Fleets, before)
@@ -164,6 +165,7 @@ func (p *pipeline) step(e store.Event) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.settle(e.Put)
 	changes := make([]assemble.Change, 0, len(e.Changes))
 	for _, c := range e.Changes {
 		changes = append(changes, p.change(c.Key, c.Record))

@@ -71,8 +71,12 @@ func (c *committed) put(manifests string) {
 		events[i] = translate.Event{Kind: o.GetObjectKind().GroupVersionKind().Kind, Namespace: o.GetNamespace(), Name: o.GetName(), Object: o}
 	}
 	compiler.Apply(events)
-	c.seq++
-	put := &store.PutCommand{Proposer: "owner", Row: 1, Epoch: 1, Seq: c.seq}
+	var named []record.Key
+	for _, p := range compiler.Records() {
+		named = append(named, p.Refs...)
+	}
+	compiler.Referenced(named)
+	put := &store.PutCommand{}
 	there := map[store.Key]bool{}
 	for k, p := range compiler.Records() {
 		content := &store.Content{Hash: record.Hash(p.Payload), Payload: p.Payload}
@@ -90,7 +94,14 @@ func (c *committed) put(manifests string) {
 	}); err != nil {
 		c.t.Fatal(err)
 	}
-	c.apply(store.Command{Put: put})
+	c.propose(put.Ops...)
+}
+
+// propose commits what an owner proposes.
+func (c *committed) propose(ops ...store.Op) {
+	c.t.Helper()
+	c.seq++
+	c.apply(store.Command{Put: &store.PutCommand{Proposer: "owner", Row: 1, Epoch: 1, Seq: c.seq, Ops: ops}})
 }
 
 // serving is a pipeline over a committed store; its steps are taken one by one.
@@ -117,6 +128,24 @@ func take(t *testing.T, p *pipeline) {
 // listens connects a proxy that asks for listeners; what it gives tells the names of the next response, "-" before one that is removed, and ACKs it.
 func listens(t *testing.T, s *xds.Server) (next func() []string) {
 	t.Helper()
+	answer := asks(t, s, xds.Listener)
+	return func() (out []string) {
+		t.Helper()
+		r := answer()
+		for _, l := range r.Resources {
+			out = append(out, l.Name)
+		}
+		for _, name := range r.RemovedResources {
+			out = append(out, "-"+name)
+		}
+		slices.Sort(out)
+		return out
+	}
+}
+
+// asks connects a proxy that asks for one type; what it gives takes the next response and ACKs it.
+func asks(t *testing.T, s *xds.Server, ty xds.Type, names ...string) (next func() *discovery.DeltaDiscoveryResponse) {
+	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -134,27 +163,20 @@ func listens(t *testing.T, s *xds.Server) (next func() []string) {
 		t.Fatal(err)
 	}
 	say := func(r *discovery.DeltaDiscoveryRequest) {
-		r.TypeUrl = xds.URLs[xds.Listener]
+		r.TypeUrl = xds.URLs[ty]
 		if err := stream.Send(r); err != nil {
 			t.Fatal(err)
 		}
 	}
-	say(&discovery.DeltaDiscoveryRequest{})
-	return func() (out []string) {
+	say(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: names})
+	return func() *discovery.DeltaDiscoveryResponse {
 		t.Helper()
 		r, err := stream.Recv()
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, l := range r.Resources {
-			out = append(out, l.Name)
-		}
-		for _, name := range r.RemovedResources {
-			out = append(out, "-"+name)
-		}
-		slices.Sort(out)
 		say(&discovery.DeltaDiscoveryRequest{ResponseNonce: r.Nonce})
-		return out
+		return r
 	}
 }
 
