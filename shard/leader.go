@@ -94,9 +94,8 @@ func (l *Leader) Live() map[string]Heartbeat {
 	return out
 }
 
-// Run keeps the table until ctx ends (leadership lost).
+// Run keeps the table until ctx ends (leadership lost); Begin comes before.
 func (l *Leader) Run(ctx context.Context) {
-	l.begin()
 	started := l.Now()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -115,8 +114,8 @@ func (l *Leader) Run(ctx context.Context) {
 	}
 }
 
-// begin gives every owner in the table the benefit of the doubt: a new leader has heard nobody yet, except for the goodbye of the one that it follows.
-func (l *Leader) begin() {
+// Begin gives every owner in the table the benefit of the doubt: a new leader has heard nobody yet, except for the goodbye of the one that it follows.
+func (l *Leader) Begin() {
 	_, rows := l.Store.Table()
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -81,7 +81,7 @@ func TestGoodbyeIsFinal(t *testing.T) {
 		what string
 		do   func()
 	}{
-		{"heard before the election", func() { l.Beat(Heartbeat{Session: "a@1", Bye: true}); l.begin() }},
+		{"heard before the election", func() { l.Beat(Heartbeat{Session: "a@1", Bye: true}); l.Begin() }},
 		{"overtaken a heartbeat", func() { l.Beat(Heartbeat{Session: "a@1"}) }},
 	} {
 		step.do()

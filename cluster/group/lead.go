@@ -42,6 +42,9 @@ func (g *Group) Leader() (id, addr string) {
 	return string(i), place(string(a))
 }
 
+// Term is that in which this replica is: it differs from one reign to the next, also where the same replica is elected again.
+func (g *Group) Term() uint64 { return g.raft.CurrentTerm() }
+
 // IsLeader is true from when everything committed before this replica's election has been applied here.
 func (g *Group) IsLeader() bool { return g.leading.Load() }
 

@@ -267,7 +267,7 @@ func (r *replica) join(ctx context.Context, run func(string, func(context.Contex
 	run("sending endpoints ahead", r.spreader.run)
 	run("telling the leader", func(ctx context.Context) error { r.beat(ctx); return nil })
 	run("reporting proxies", func(ctx context.Context) error {
-		r.acks.send(ctx, r.session, r.leaderID, func(ctx context.Context, b []byte) error { _, err := g.CallLeader(ctx, "reports", b); return err })
+		r.acks.send(ctx, r.session, func() (string, uint64) { return r.leaderID(), g.Term() }, func(ctx context.Context, b []byte) error { _, err := g.CallLeader(ctx, "reports", b); return err })
 		return nil
 	})
 	for name := range r.sources {
@@ -311,7 +311,8 @@ func (r *replica) last(k record.Key) []byte {
 // lead runs what only the leader does, until ctx ends with its leadership.
 func (r *replica) lead(ctx context.Context) {
 	r.log.Info("leading the group")
-	r.acks.lead()
+	r.leader.Begin() // who lives is known before anybody asks who has reported
+	r.acks.lead(r.group.Term())
 	gateways, routes := r.pipe.keys()
 	r.status.Touch(append(gateways, routes...))
 	r.status.Touch(r.pipe.attached())

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -24,9 +25,10 @@ import (
 // seenFor is how long a proxy that we did not provision counts after it was last seen.
 const seenFor = time.Minute
 
-// reportBatch is what a replica sends the leader: Full once after each change of leader, then changes.
+// reportBatch is what a replica sends the leader: Full once in each term, then changes.
 type reportBatch struct {
 	Session string       `json:"session"`
+	Term    uint64       `json:"term"`
 	Full    bool         `json:"full"`
 	Reports []xds.Report `json:"reports"`
 }
@@ -41,7 +43,8 @@ type acks struct {
 	mu      sync.Mutex
 	looked  time.Time                         // when it was last looked who is there
 	proxies map[string]map[string]proxyReport // fleet -> proxy -> newest report
-	full    map[string]bool                   // sessions that have sent all they know since we lead
+	term    uint64                            // in which we lead
+	full    map[string]uint64                 // the newest term in which a session has sent all that it knows
 	own     map[string]xds.Report             // our own streams, by fleet and proxy
 	unsent  map[string]bool
 	wake    chan struct{}
@@ -54,7 +57,7 @@ type proxyReport struct {
 }
 
 func newAcks(replica string, log *slog.Logger) *acks {
-	return &acks{replica: replica, log: log, now: time.Now, changed: func() {}, proxies: map[string]map[string]proxyReport{}, full: map[string]bool{},
+	return &acks{replica: replica, log: log, now: time.Now, changed: func() {}, proxies: map[string]map[string]proxyReport{}, full: map[string]uint64{},
 		own: map[string]xds.Report{}, unsent: map[string]bool{}, wake: make(chan struct{}, 1)}
 }
 
@@ -71,9 +74,9 @@ func (a *acks) local(r xds.Report) {
 	}
 }
 
-// send passes own reports to the leader until ctx ends: all of them after each change of leader.
-func (a *acks) send(ctx context.Context, session string, leader func() string, call func(ctx context.Context, body []byte) error) {
-	told := ""
+// send passes own reports to the leader until ctx ends: all of them in each term, since a leader that was started anew may be elected again before anybody here sees that it was gone.
+func (a *acks) send(ctx context.Context, session string, leader func() (id string, term uint64), call func(ctx context.Context, body []byte) error) {
+	told, toldIn := "", uint64(0)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -83,12 +86,13 @@ func (a *acks) send(ctx context.Context, session string, leader func() string, c
 		case <-a.wake:
 		case <-tick.C:
 		}
-		to := leader()
+		to, term := leader()
 		if to == "" {
 			told = ""
 			continue
 		}
-		batch := a.take(session, to != told)
+		batch := a.take(session, to != told || term != toldIn)
+		batch.Term = term
 		if len(batch.Reports) == 0 && !batch.Full {
 			continue
 		}
@@ -103,7 +107,7 @@ func (a *acks) send(ctx context.Context, session string, leader func() string, c
 			told = ""
 			continue
 		}
-		told = to
+		told, toldIn = to, term
 	}
 }
 
@@ -142,7 +146,7 @@ func (a *acks) receive(b reportBatch) {
 		fleet[r.Proxy] = proxyReport{r, b.Session, a.now()}
 	}
 	if b.Full {
-		a.full[b.Session] = true
+		a.full[b.Session] = max(a.full[b.Session], b.Term)
 		a.silent(b)
 	}
 	a.mu.Unlock()
@@ -191,18 +195,19 @@ func (a *acks) see(live func(session string) bool) {
 // there tells whether a proxy was seen lately; the caller holds mu.
 func (a *acks) there(r proxyReport) bool { return a.now().Sub(r.at) < seenFor }
 
-// lead forgets who has reported: a new leader writes no convergence before every live replica has.
-func (a *acks) lead() {
+// lead begins a term: a new leader writes no convergence before every live replica has reported in it, which some have before the leader knows that it leads.
+func (a *acks) lead(term uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.full = map[string]bool{}
+	a.term = term
+	maps.DeleteFunc(a.full, func(_ string, in uint64) bool { return in < term })
 }
 
 // complete tells whether all these sessions have reported everything.
 func (a *acks) complete(sessions []string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return !slices.ContainsFunc(sessions, func(s string) bool { return !a.full[s] })
+	return !slices.ContainsFunc(sessions, func(s string) bool { return a.full[s] < a.term })
 }
 
 // all lists every proxy known, ordered.

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"log/slog"
+	"maps"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -26,7 +30,7 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 			leader.receive(reportBatch{Session: "b@1", Reports: []xds.Report{on("b", "leaves", false)}})
 		}, everybody},
 		{"a proxy that left under another leader is waited for for ever", func(leader *acks) {
-			leader.lead()
+			leader.lead(2)
 			leader.receive(reportBatch{Session: "a@1", Full: true, Reports: []xds.Report{on("a", "stays", true)}})
 			leader.receive(reportBatch{Session: "b@1", Full: true})
 		}, everybody},
@@ -70,6 +74,57 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEveryTermHearsOfAllProxies: status waits until all replicas have told a new leader all that they know.
+func TestEveryTermHearsOfAllProxies(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		before uint64 // the term in which everything was told before the leader knew that it leads
+		want   bool
+	}{
+		{"what came while the leader waited for its barrier is not counted", 7, true},
+		{"what was told in another term counts", 6, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			leader := newAcks("a", slog.New(slog.DiscardHandler))
+			leader.lead(5)
+			leader.receive(reportBatch{Session: "b@1", Term: c.before, Full: true})
+			leader.lead(7)
+			if got := leader.complete([]string{"b@1"}); got != c.want {
+				t.Errorf("complete: %v", got)
+			}
+			leader.receive(reportBatch{Session: "b@1", Term: 7, Full: true})
+			if !leader.complete([]string{"b@1"}) || leader.complete([]string{"b@1", "c@1"}) {
+				t.Error("in its own term")
+			}
+		})
+	}
+}
+
+// TestLeaderThatWasStartedAnewHearsOfAllProxies, although it is elected again before another replica looks who leads: it has forgotten all of them.
+func TestLeaderThatWasStartedAnewHearsOfAllProxies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newAcks("b", slog.New(slog.DiscardHandler))
+		b.local(xds.Report{Fleet: "c/ns/gw", Proxy: "p", Connected: true, Acked: 1})
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		full := map[uint64]int{}
+		b.send(ctx, "b@1", func() (string, uint64) { return "a", 1 + uint64(time.Since(began)/(4*time.Second)) }, func(_ context.Context, body []byte) error {
+			var got reportBatch
+			if err := json.Unmarshal(body, &got); err != nil {
+				return err
+			}
+			if got.Full && len(got.Reports) == 1 {
+				full[got.Term]++
+			}
+			return nil
+		})
+		if want := map[uint64]int{1: 1, 2: 1, 3: 1}; !maps.Equal(full, want) {
+			t.Errorf("everything was told in the terms %v, want %v", full, want)
+		}
+	})
 }
 
 func proxyNamesOf(all []xds.Report) (out []string) {
