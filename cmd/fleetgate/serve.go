@@ -363,7 +363,10 @@ func (r *replica) seeProxies(ctx context.Context) {
 		case <-tick.C:
 		}
 		live := r.leader.Live()
-		r.acks.see(func(session string) bool { _, ok := live[session]; return ok })
+		r.acks.see(func(session string) bool { _, ok := live[session]; return ok }, func(fleet string) []string {
+			row, _ := r.db.Fleet(fleet)
+			return row.Proxies
+		})
 	}
 }
 

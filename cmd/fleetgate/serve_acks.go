@@ -170,19 +170,26 @@ func (a *acks) silent(b reportBatch) {
 	}
 }
 
-// see notes that the proxies of live sessions are there; nobody else tells of one whose replica died with it. What waits for a proxy is looked at again when that does not count any more.
-func (a *acks) see(live func(session string) bool) {
+// see notes that the proxies of live sessions are there; nobody else tells of one whose replica died with it. What waits for a proxy is looked at again when that does not count any more;
+// one that is in no fleet's row either is forgotten then, since pods come under ever new names.
+func (a *acks) see(live func(session string) bool, row func(fleet string) []string) {
 	a.mu.Lock()
 	now, left := a.now(), false
-	for _, fleet := range a.proxies {
+	for name, fleet := range a.proxies {
 		for proxy, r := range fleet {
 			switch {
 			case r.Connected && live(r.session):
 				r.at = now
 				fleet[proxy] = r
-			case !a.there(r) && a.looked.Sub(r.at) < seenFor:
+			case a.there(r):
+			case a.looked.Sub(r.at) < seenFor:
 				left = true
+			case !slices.Contains(row(name), proxy):
+				delete(fleet, proxy)
 			}
+		}
+		if len(fleet) == 0 {
+			delete(a.proxies, name)
 		}
 	}
 	a.looked = now

@@ -20,7 +20,7 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 	on := func(session string, proxy string, connected bool) xds.Report {
 		return xds.Report{Fleet: fleet, Proxy: proxy, Replica: session, Connected: connected, Acked: 1}
 	}
-	everybody := func(string) bool { return true }
+	everybody, nobody := func(string) bool { return true }, func(string) []string { return nil }
 	cases := []struct {
 		name  string
 		leave func(leader *acks)
@@ -54,7 +54,7 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 			leader.now = func() time.Time { return now }
 			leader.receive(reportBatch{Session: "a@1", Full: true, Reports: []xds.Report{on("a", "stays", true)}})
 			leader.receive(reportBatch{Session: "b@1", Full: true, Reports: []xds.Report{on("b", "leaves", true)}})
-			leader.see(everybody)
+			leader.see(everybody, nobody)
 			c.leave(leader)
 			leader.changed = func() { looks++ }
 			leader.receive(reportBatch{Session: "a@1", Reports: []xds.Report{{Fleet: fleet, Proxy: "stays", Connected: true, Acked: 2}}})
@@ -64,7 +64,7 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 					t.Fatalf("after %d s: %+v", second, got)
 				}
 				now = now.Add(time.Second)
-				leader.see(c.live)
+				leader.see(c.live, nobody)
 			}
 			if looks != 2 {
 				t.Errorf("statuses were looked at %d times: want once for the ACK and once for the end of the wait", looks)
@@ -73,6 +73,31 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 				t.Errorf("proxies %v are told of", names)
 			}
 		})
+	}
+}
+
+// TestPodsOfThePastAreForgotten, but not how far a pod was that counts: it may be cut off from this group.
+func TestPodsOfThePastAreForgotten(t *testing.T) {
+	now := time.Unix(1000, 0)
+	leader := newAcks("a", slog.New(slog.DiscardHandler))
+	leader.now = func() time.Time { return now }
+	row := []string{"counts"}
+	for range 2 {
+		for _, proxy := range []string{"counts", "gone", "stays"} {
+			leader.receive(reportBatch{Session: "a@1", Reports: []xds.Report{{Fleet: "c/ns/gw", Proxy: proxy, Connected: proxy == "stays", Acked: 7}}})
+		}
+		leader.receive(reportBatch{Session: "a@1", Reports: []xds.Report{{Fleet: "c/ns/deleted", Proxy: "gone"}}})
+		for range 3 {
+			now = now.Add(seenFor)
+			leader.see(func(string) bool { return true }, func(string) []string { return row })
+		}
+		got := slices.Sorted(maps.Keys(leader.proxies["c/ns/gw"]))
+		if !slices.Equal(got, []string{"counts", "stays"}) || len(leader.proxies) != 1 {
+			t.Fatalf("%v are remembered of %d fleets", got, len(leader.proxies))
+		}
+		if got := leader.converged("c/ns/gw", 7, record.Key{}, row); !got.Live() {
+			t.Fatalf("what counts is forgotten: %+v", got)
+		}
 	}
 }
 
