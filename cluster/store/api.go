@@ -174,7 +174,7 @@ type Event struct {
 	Changes    []Change
 	Put        *PutCommand // what its owner wrote, whether or not that changed anything; nil = nothing
 	TableMoved bool        // the shard table changed
-	PinsMoved  []Key       // records whose pins changed
+	PinsMoved  []Key       // records whose pins changed; they are among Changes
 	FleetMoved bool
 	Reset      bool // everything may have changed (snapshot restored): read the store again
 }

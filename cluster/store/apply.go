@@ -405,7 +405,12 @@ func (st *step) fleet(f Fleet) error {
 }
 
 func (st *step) pin(p Pin, on bool) error {
+	r, err := st.get(p.Key)
+	if err != nil {
+		return err
+	}
 	st.event.PinsMoved = append(st.event.PinsMoved, p.Key)
+	st.event.Changes = append(st.event.Changes, Change{Index: st.index, Key: p.Key, Record: r}) // as it is now: later it may be another
 	if !on {
 		delete(st.m.pins, p.Key)
 		return st.write(bucketPins, p.Key.encode(), nil)

@@ -166,19 +166,12 @@ func (p *pipeline) step(e store.Event) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.settle(e.Put)
+	if len(e.PinsMoved) > 0 {
+		p.loadPins()
+	}
 	changes := make([]assemble.Change, 0, len(e.Changes))
 	for _, c := range e.Changes {
 		changes = append(changes, p.change(c.Key, c.Record))
-	}
-	if len(e.PinsMoved) > 0 {
-		p.loadPins()
-		for _, k := range e.PinsMoved {
-			r, err := p.db.Get(k)
-			if err != nil {
-				return fmt.Errorf("reading a pinned record: %w", err)
-			}
-			changes = append(changes, p.change(k, r))
-		}
 	}
 	if len(changes) > 0 {
 		p.publish(e.Index, p.state.Apply(changes))

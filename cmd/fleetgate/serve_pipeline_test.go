@@ -249,3 +249,36 @@ func TestServedComesAfterApplied(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 }
+
+// TestPinShowsTheRecordOfItsTime: a replica that is behind takes one step after the other. A record that is newer than its step names backends that are not there yet, so that
+// nothing of its route was served until they came.
+func TestPinShowsTheRecordOfItsTime(t *testing.T) {
+	c := newCommitted(t)
+	p := c.serving()
+	to := func(backend string) string {
+		return gatewayWith("8080") + strings.NewReplacer("{name: web,", "{name: "+backend+",", "service-name: web", "service-name: "+backend).Replace(oneBackend)
+	}
+	c.put(to("one"))
+	take(t, p)
+	routes, err := c.db.List(string(record.KindRoute), "")
+	if err != nil || len(routes) != 1 {
+		t.Fatalf("%d routes, %v", len(routes), err)
+	}
+	pin := &store.Pin{Key: routes[0].Key, Hash: "of the past"}
+	c.apply(store.Command{Pin: pin})
+	c.apply(store.Command{Unpin: pin})
+	c.put(to("two"))
+	c.put(to("three"))
+	for _, want := range []string{"one", "one", "two", "three"} {
+		take(t, p)
+		var clusters []string
+		for _, r := range p.state.Resources("dev/default/gw") {
+			if r.Type == assemble.TypeCluster {
+				clusters = append(clusters, r.Name)
+			}
+		}
+		if len(clusters) != 1 || !strings.Contains(clusters[0], "/"+want+"/") {
+			t.Errorf("served: %v, want that of %s", clusters, want)
+		}
+	}
+}
