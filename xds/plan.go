@@ -221,7 +221,7 @@ func (s *stream) mayRemove(t Type, it *item, now time.Time) bool {
 	}
 	switch t {
 	case Secret:
-		return s.types[Cluster].quiet() && s.types[Listener].quiet()
+		return s.secretsRest()
 	case Cluster:
 		return !s.mayUse(it.id, now)
 	case Endpoints:
@@ -233,6 +233,9 @@ func (s *stream) mayRemove(t Type, it *item, now time.Time) bool {
 		return true
 	}
 }
+
+// secretsRest tells whether nothing that uses secrets is about to change.
+func (s *stream) secretsRest() bool { return s.types[Cluster].quiet() && s.types[Listener].quiet() }
 
 func (sub *subscription) quiet() bool { return sub.due.empty() && len(sub.inflight) == 0 }
 
@@ -277,7 +280,10 @@ func (s *stream) removeStrays(t Type, now time.Time) []*response {
 	if len(sub.stray) == 0 || s.additive {
 		return nil
 	}
-	if t == Cluster && s.srv.cfg.Gate && s.opaque(now) || t == Route && !s.types[Listener].quiet() {
+	switch gate := s.srv.cfg.Gate; {
+	case t == Secret && gate && !s.secretsRest(),
+		t == Cluster && gate && s.opaque(now),
+		t == Route && !s.types[Listener].quiet():
 		return nil
 	}
 	names := slices.Sorted(maps.Keys(sub.stray))

@@ -586,3 +586,20 @@ func TestEndpointsThatVanishWhileTheirClusterWarms(t *testing.T) {
 	}
 	p.expect(Cluster, "-a")
 }
+
+// TestVanishedSecretGoesLast: what a proxy holds and nobody knows any more may still be used by its listeners, until they are replaced.
+func TestVanishedSecretGoesLast(t *testing.T) {
+	s := plainServer(Config{Gate: true})
+	full(s)
+	p := openPipe(t, s)
+	p.toServer <- reconnect(Listener, map[string]string{"l": "old"})
+	p.toServer <- reconnect(Secret, map[string]string{"vanished": "1"}, "vanished")
+	r := p.next()
+	if got := said(r); r.TypeUrl != URLs[Listener] || !slices.Equal(got, []string{"l"}) {
+		t.Fatalf("first comes %s %v", r.TypeUrl, got)
+	}
+	p.ask(Endpoints, "none")
+	p.expect(Endpoints, "-none")
+	p.ack(r)
+	p.expect(Secret, "-vanished")
+}
