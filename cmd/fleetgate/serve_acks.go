@@ -53,7 +53,54 @@ type acks struct {
 type proxyReport struct {
 	xds.Report
 	session string
-	at      time.Time // when it was last told of, or connected to a replica that lives
+	at      time.Time             // when it was last told of, or connected to a replica that lives
+	others  map[string]xds.Report // what its other streams said last, by session: one that broke silently is told of as connected, while the proxy has come to another replica
+}
+
+// with takes in what a session says. A report of a stream that ended does not hide one of a stream that lives on another replica.
+func (p proxyReport) with(r xds.Report, session string, now time.Time) proxyReport {
+	delete(p.others, session)
+	switch {
+	case r.Connected && p.Connected && p.session != session:
+		if p.others == nil {
+			p.others = map[string]xds.Report{}
+		}
+		p.others[p.session] = p.Report
+	case !r.Connected && p.Connected && p.session != session:
+		return p
+	case !r.Connected:
+		r.Acked = max(r.Acked, p.Acked)
+		return proxyReport{r, session, now, p.others}.left()
+	}
+	return proxyReport{r, session, now, p.others}
+}
+
+// left is what is known when the stream has ended: what another one says, if there is one.
+func (p proxyReport) left() proxyReport {
+	p.Connected = false
+	for session, r := range p.others {
+		if !p.Connected || r.Acked > p.Acked {
+			p.Report, p.session = r, session
+		}
+	}
+	delete(p.others, p.session)
+	return p
+}
+
+// on prefers a stream of a session that lives.
+func (p proxyReport) on(live func(session string) bool) proxyReport {
+	if !p.Connected || live(p.session) {
+		return p
+	}
+	for session, r := range p.others {
+		if live(session) {
+			delete(p.others, session)
+			p.others[p.session] = p.Report
+			p.Report, p.session = r, session
+			break
+		}
+	}
+	return p
 }
 
 func newAcks(replica string, log *slog.Logger) *acks {
@@ -127,7 +174,7 @@ func (a *acks) take(session string, full bool) reportBatch {
 	return b
 }
 
-// receive takes a batch on the leader. A report of a stream that ended does not hide one of a stream that lives on another replica.
+// receive takes a batch on the leader.
 func (a *acks) receive(b reportBatch) {
 	a.mu.Lock()
 	for _, r := range b.Reports {
@@ -136,14 +183,7 @@ func (a *acks) receive(b reportBatch) {
 			fleet = map[string]proxyReport{}
 			a.proxies[r.Fleet] = fleet
 		}
-		old, known := fleet[r.Proxy]
-		if known && !r.Connected && old.Connected && old.session != b.Session {
-			continue
-		}
-		if !r.Connected {
-			r.Acked = max(r.Acked, old.Acked)
-		}
-		fleet[r.Proxy] = proxyReport{r, b.Session, a.now()}
+		fleet[r.Proxy] = fleet[r.Proxy].with(r, b.Session, a.now())
 	}
 	if b.Full {
 		a.full[b.Session] = max(a.full[b.Session], b.Term)
@@ -162,9 +202,12 @@ func (a *acks) silent(b reportBatch) {
 	}
 	for name, fleet := range a.proxies {
 		for proxy, r := range fleet {
-			if r.Connected && !told[name+"\x00"+proxy] && shard.ReplicaOf(r.session) == shard.ReplicaOf(b.Session) {
-				r.Connected = false
-				fleet[proxy] = r
+			over := func(session string) bool {
+				return shard.ReplicaOf(session) == shard.ReplicaOf(b.Session) && (session != b.Session || !told[name+"\x00"+proxy])
+			}
+			maps.DeleteFunc(r.others, func(session string, _ xds.Report) bool { return over(session) })
+			if r.Connected && over(r.session) {
+				fleet[proxy] = r.left()
 			}
 		}
 	}
@@ -177,7 +220,7 @@ func (a *acks) see(live func(session string) bool, row func(fleet string) []stri
 	now, left := a.now(), false
 	for name, fleet := range a.proxies {
 		for proxy, r := range fleet {
-			switch {
+			switch r = r.on(live); {
 			case r.Connected && live(r.session):
 				r.at = now
 				fleet[proxy] = r

@@ -76,6 +76,32 @@ func TestProxiesThatLeaveAreNotWaitedFor(t *testing.T) {
 	}
 }
 
+// TestStreamThatIsDeadUnnoticedHidesNone: a proxy whose connection broke silently has come to another replica long before the first one hears of it, which goes on to report.
+func TestStreamThatIsDeadUnnoticedHidesNone(t *testing.T) {
+	const fleet = "c/ns/gw"
+	of := func(session string, connected bool, acked uint64) reportBatch {
+		return reportBatch{Session: session, Reports: []xds.Report{{Fleet: fleet, Proxy: "p", Connected: connected, Acked: acked}}}
+	}
+	for name, end := range map[string]func(leader *acks){
+		"the end of a dead stream":              func(leader *acks) { leader.receive(of("b@1", false, 10)) },
+		"what a replica does not speak of more": func(leader *acks) { leader.receive(reportBatch{Session: "b@1", Full: true}) },
+		"a replica that died with its streams": func(leader *acks) {
+			leader.see(func(s string) bool { return s != "b@1" }, func(string) []string { return nil })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			leader := newAcks("a", slog.New(slog.DiscardHandler))
+			leader.receive(of("b@1", true, 10))
+			leader.receive(of("c@1", true, 11))
+			leader.receive(of("b@1", true, 10)) // it was sent something, and does not answer
+			end(leader)
+			if got := leader.converged(fleet, 11, record.Key{}, nil); !got.Live() {
+				t.Errorf("hides the proxy's other stream: %+v of %+v", got, leader.all())
+			}
+		})
+	}
+}
+
 // TestPodsOfThePastAreForgotten, but not how far a pod was that counts: it may be cut off from this group.
 func TestPodsOfThePastAreForgotten(t *testing.T) {
 	now := time.Unix(1000, 0)
