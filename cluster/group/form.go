@@ -328,25 +328,45 @@ func otherGroup(dir, mine, theirs string) error {
 	return fmt.Errorf("%s: %w: it is of group %s, and %s: give this replica the right directory, or an empty one to join anew", dir, ErrOtherGroup, mine, theirs)
 }
 
-// suspect looks, once and then for as long as a member sees no leader, whether it came to the peers of another group with its directory: it would
+// suspect looks, until a member has seen a leader, whether it came to the peers of another group with its directory: it would
 // wait for a leader for ever, or lead itself, and every peer would refuse it. One misplaced peer must not stop the others, so most of the list
-// must be of one other group, and nobody of ours.
+// must be of one other group, and nobody of ours. Whenever it sees no leader and others do, it asks to be let in: a disk that was away has lost its place to
+// the one that its replica had meanwhile, and its group does not look for it.
 func (g *Group) suspect(ctx context.Context) {
-	for ctx.Err() == nil {
+	for led := false; ctx.Err() == nil; {
 		changed := g.changed.wait()
-		answers, _ := g.ask(ctx)
-		if theirs := stranger(g.known().ClusterID, len(g.cfg.Peers), answers); theirs != "" {
-			g.die(otherGroup(g.cfg.Dir, g.known().ClusterID, "its peers are of group "+theirs))
-			return
+		id, _ := g.Leader()
+		if id == "" || !led {
+			answers, _ := g.ask(ctx)
+			mine := g.known().ClusterID
+			if theirs := stranger(mine, len(g.cfg.Peers), answers); theirs != "" && !led {
+				g.die(otherGroup(g.cfg.Dir, mine, "its peers are of group "+theirs))
+				return
+			}
+			i := slices.IndexFunc(answers, func(h hello) bool { return h.ClusterID == mine && h.Leader != "" })
+			if id == "" && i >= 0 {
+				g.returnTo(ctx, answers[i].Leader)
+			}
 		}
-		if id, _ := g.Leader(); id != "" {
-			return
-		}
+		led = led || id != ""
 		select {
 		case <-changed:
 		case <-time.After(time.Second):
 		case <-ctx.Done():
 		}
+	}
+}
+
+// returnTo asks a leader to have this member in the group, where it is not.
+func (g *Group) returnTo(ctx context.Context, leader string) {
+	body, err := json.Marshal(server{g.id, g.addr})
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_, err = g.calls.call(ctx, place(leader), "", callJoin, body)
+	}
+	if err != nil {
+		g.log.Debug("asking to be in the group again", "leader", leader, "err", err)
 	}
 }
 

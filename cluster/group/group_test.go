@@ -182,6 +182,40 @@ func TestWipedDiskReturns(t *testing.T) {
 	}
 }
 
+// TestOldDiskReturns: a volume that was away while its replica ran on an empty one comes back, and the group has given its place to the other disk meanwhile.
+func TestOldDiskReturns(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	leader(t, ns...).prepare()
+	victim := ns[1]
+	victim.has("")
+	old := victim.id
+	victim.kill()
+	aside := victim.dir + ".aside"
+	if err := os.Rename(victim.dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	victim.start()
+	eventually(t, "the empty disk among the voters, and the old one gone", func() bool {
+		l := leader(t, ns...)
+		return slices.Contains(voters(l), victim.id) && !slices.Contains(voters(l), old)
+	})
+	victim.kill()
+	victim.wipe()
+	if err := os.Rename(aside, victim.dir); err != nil {
+		t.Fatal(err)
+	}
+	victim.start()
+	leader(t, ns...).mustWrite("a", 1)
+	if victim.id != old || !victim.has("a") {
+		t.Fatal("the old disk does not follow")
+	}
+	eventually(t, "three voters, the old disk among them", func() bool {
+		l := leader(t, ns...)
+		return len(voters(l)) == 3 && slices.Contains(voters(l), old)
+	})
+}
+
 // The amnesia scenario: a write is acknowledged by A and B while C is away; B loses its disk, A dies, C returns. B must not help C
 // into office, or the write is lost.
 func TestAmnesiaLosesNothing(t *testing.T) {
