@@ -13,6 +13,10 @@ import (
 // RowsPerCluster is how many rows a member cluster is cut into at first: enough to spread it over any group that makes sense.
 const RowsPerCluster = 16
 
+// maxRows is how many rows one command changes at most: written with the longest names, about 525 bytes each, they still fit into one entry of the log. Rows
+// that are left are in the next plan.
+const maxRows = 1024
+
 // View is all that a plan may depend on.
 type View struct {
 	Version  uint64
@@ -128,6 +132,12 @@ func (p *planner) sorted() []store.Row {
 	return out
 }
 
+// full tells whether n more rows would be too many for one command.
+func (p *planner) full(n int) bool { return len(p.changed)+n > maxRows }
+
+// room tells whether a row may be changed in this command.
+func (p *planner) room(r store.Row) bool { return p.changed[r.ID] || !p.full(1) }
+
 func (p *planner) set(r store.Row) { p.rows[r.ID] = r; p.changed[r.ID] = true }
 
 // add makes a row under a fresh epoch.
@@ -162,6 +172,9 @@ func (p *planner) cutNewClusters() {
 	}
 	sort.Strings(clusters)
 	for _, c := range clusters {
+		if p.full(RowsPerCluster) { // a cluster is cut whole or not at all
+			return
+		}
 		from := uint64(0)
 		for _, cut := range append(Cut(p.view.Weights[c], RowsPerCluster), 0) {
 			p.add(store.Row{Cluster: c, From: from, To: cut})
@@ -190,6 +203,9 @@ func (p *planner) splitHeavy() {
 		if len(inside) < 2 {
 			continue
 		}
+		if p.full(2) {
+			return
+		}
 		cut := Cut(inside, 2)[0]
 		if cut <= r.From || (r.To != 0 && cut >= r.To) {
 			continue
@@ -211,7 +227,7 @@ func (p *planner) give(r store.Row, to string) {
 
 func (p *planner) replaceDead() {
 	for _, r := range p.sorted() {
-		if r.Owner != "" && p.live[r.Owner] {
+		if r.Owner != "" && p.live[r.Owner] || !p.room(r) {
 			continue
 		}
 		to := p.sameReplica(r.Owner)
@@ -270,7 +286,7 @@ func (p *planner) lightest() string {
 func (p *planner) finishDrained() {
 	for _, r := range p.sorted() {
 		switch {
-		case r.Next == "":
+		case r.Next == "" || !p.room(r):
 		case !p.live[r.Next]:
 			p.give(r, r.Owner) // a new epoch starts its controller again
 		case p.view.Drained[r.ID] == r.Epoch:
@@ -309,7 +325,7 @@ func (p *planner) moveOne(from, to string, gap uint64) bool {
 	var bestOff uint64
 	for _, r := range p.sorted() {
 		w := p.weight(r)
-		if r.Owner != from || r.Next != "" || w >= gap {
+		if r.Owner != from || r.Next != "" || w >= gap || !p.room(r) {
 			continue
 		}
 		off := max(w, gap/2) - min(w, gap/2)

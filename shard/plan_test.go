@@ -3,6 +3,8 @@ package shard
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/fleetgate/fleetgate/cluster/store"
@@ -152,6 +154,48 @@ func TestNewSessionOfAReplicaGetsItsRowsBackUnderNewEpochs(t *testing.T) {
 		if e, ok := owned[r.ID]; ok && (r.Owner != "a@2" || r.Epoch <= e) {
 			t.Errorf("row %d: %+v", r.ID, r)
 		}
+	}
+}
+
+// TestManyClustersFitIntoTheLog: a command that is too large for an entry of the log is refused, and planned again as it was, for ever: nobody would own anything.
+func TestManyClustersFitIntoTheLog(t *testing.T) {
+	long := strings.Repeat("n", 80)
+	v := View{Sessions: []string{"a-" + long + "@1", "b-" + long + "@1"}, Weights: map[string]map[string]uint64{}}
+	for i := range 260 {
+		v.Weights[fmt.Sprintf("cluster-%0240d", i)] = map[string]uint64{"": 1, "default": 5}
+	}
+	steps := func() int {
+		for n := 0; ; n++ {
+			cmd := Plan(v)
+			if cmd == nil {
+				return n
+			}
+			b, err := store.EncodeCommand(store.Command{Table: cmd})
+			if err != nil || len(b) > store.MaxRecord+64<<10 { // group.MaxEntry
+				t.Fatalf("a command of %d bytes, with %d rows (%v)", len(b), len(cmd.Rows), err)
+			}
+			v = apply(t, v, cmd)
+			v.Drained = map[uint64]uint64{}
+			for _, r := range v.Rows {
+				if r.Next != "" {
+					v.Drained[r.ID] = r.Epoch
+				}
+			}
+			if n > 100 {
+				t.Fatal("the plan never comes to rest")
+			}
+		}
+	}
+	steps()
+	v.Sessions = []string{"a-" + long + "@2", "b-" + long + "@2", "c-" + long + "@2"} // all of them start anew, and one joins
+	steps()
+	for s, n := range namespaceLoad(v) {
+		if !slices.Contains(v.Sessions, s) || n < 50 {
+			t.Errorf("%s owns %d namespaces", s, n)
+		}
+	}
+	if got, want := len(v.Rows), len(v.Weights)*RowsPerCluster; got < want {
+		t.Errorf("%d rows, want %d: some cluster is not cut whole", got, want)
 	}
 }
 
