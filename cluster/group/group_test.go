@@ -3,6 +3,7 @@ package group
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -214,6 +215,74 @@ func TestOldDiskReturns(t *testing.T) {
 		l := leader(t, ns...)
 		return len(voters(l)) == 3 && slices.Contains(voters(l), old)
 	})
+}
+
+// TestTwoDisksOfOneReplica: the one that its address does not lead to is not let in. It would be removed as replaced at once, and ask again.
+func TestTwoDisksOfOneReplica(t *testing.T) {
+	ns := nodes(t, 2)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	f := followers(ns, l)[0]
+	other := server{f.cfg.Pod + "-00000000", f.cfg.Advertise + "#00000000"}
+	body, err := json.Marshal(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a leader that answers", func() bool { // it may have changed
+		_, err = leader(t, ns...).letIn(within(t, time.Minute), other.ID, body)
+		return !errors.Is(err, ErrNoLeader)
+	})
+	if err == nil || !strings.Contains(err.Error(), "the leader finds "+f.id) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// hesitant is a store that keeps a newcomer from hearing that it has caught up.
+type hesitant struct {
+	*store.Store
+	enough chan struct{}
+}
+
+func (h *hesitant) WaitApplied(ctx context.Context, index uint64) error {
+	select {
+	case <-h.enough:
+		return h.Store.WaitApplied(ctx, index)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestNewcomerVotesBeforeItCounts: a voter that does not vote makes every majority harder to reach. Were it killed at that moment, and an entry written meanwhile that it lacks, two votes
+// of four would be left, it could not be elected itself, and it needs a leader to be told that it may vote.
+func TestNewcomerVotesBeforeItCounts(t *testing.T) {
+	ns := nodes(t, 3)
+	startAll(t, ns)
+	l := leader(t, ns...)
+	l.prepare()
+	w := followers(ns, l)[0]
+	w.kill()
+	w.wipe()
+	var err error
+	if w.store, err = store.Open(filepath.Join(w.dir, "store"), store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	held := &hesitant{w.store, make(chan struct{})}
+	w.cfg.Store = held
+	if w.Group, err = Open(context.Background(), w.cfg); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a newcomer that has everything", func() bool { return w.store.Applied() >= l.store.Applied() })
+	for _, s := range l.standings(within(t, time.Minute), 1) {
+		if s.server.ID == w.id && (s.voter || s.caughtUp) {
+			t.Errorf("%+v, and it does not vote", s)
+		}
+	}
+	close(held.enough)
+	eventually(t, "the newcomer among the voters", func() bool { return slices.Contains(voters(leader(t, ns...)), w.id) })
+	if !w.guard.member.Load() {
+		t.Error("it is a voter, and does not vote")
+	}
 }
 
 // The amnesia scenario: a write is acknowledged by A and B while C is away; B loses its disk, A dies, C returns. B must not help C

@@ -38,7 +38,7 @@ type standing struct {
 	server   server
 	voter    bool
 	alive    bool // it answered with this very id
-	caughtUp bool // it has applied what was committed a tick ago
+	caughtUp bool // it has applied what was committed a tick ago, and it votes
 	replaced bool // its address answered with another id: this disk is gone
 }
 
@@ -125,7 +125,9 @@ func (g *Group) standings(ctx context.Context, settled uint64) []standing {
 			}
 			st.alive = h.ID == st.server.ID
 			st.replaced = !st.alive
-			st.caughtUp = st.alive && settled > 0 && h.Applied >= settled
+			// Only who votes names a leader. A voter that does not vote yet counts in every majority: were it killed now, and an entry written meanwhile, two votes of four would be
+			// left, and who has no leader is told by nobody that it may vote.
+			st.caughtUp = st.alive && h.Leader != "" && settled > 0 && h.Applied >= settled
 			out[i] = st
 		})
 	}
@@ -153,7 +155,7 @@ func (g *Group) carryOut(c change) error {
 const changeTimeout = 5 * time.Second
 
 // letIn answers a join: the newcomer becomes a member without a vote, and is told from which index on it remembers enough.
-func (g *Group) letIn(_ context.Context, from string, body []byte) ([]byte, error) {
+func (g *Group) letIn(ctx context.Context, from string, body []byte) ([]byte, error) {
 	var s server
 	if err := json.Unmarshal(body, &s); err != nil {
 		return nil, fmt.Errorf("join: %w", err)
@@ -166,10 +168,28 @@ func (g *Group) letIn(_ context.Context, from string, body []byte) ([]byte, erro
 	}
 	known := slices.ContainsFunc(g.servers(), func(r raft.Server) bool { return string(r.ID) == s.ID && string(r.Address) == s.Address })
 	if !known {
+		if err := g.checkThere(ctx, s); err != nil {
+			return nil, err
+		}
 		g.log.Info("letting a replica in, without a vote until it has caught up", "replica", s.ID, "address", s.Address)
 		if err := g.raft.AddNonvoter(raft.ServerID(s.ID), raft.ServerAddress(s.Address), 0, changeTimeout).Error(); err != nil {
 			return nil, fmt.Errorf("join: %w", asSentinel(err))
 		}
 	}
 	return json.Marshal(invitation{ClusterID: g.known().ClusterID, Index: g.cfg.Store.Applied()})
+}
+
+// checkThere refuses who cannot be found where it says that it is. Of two disks of one replica that run at once, the one that the address does not lead to would be let in and be
+// removed as replaced, again and again.
+func (g *Group) checkThere(ctx context.Context, s server) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	h, err := g.greet(ctx, place(s.Address))
+	if err != nil {
+		return fmt.Errorf("join: the leader does not reach %s: %w", place(s.Address), err)
+	}
+	if h.ID != s.ID {
+		return fmt.Errorf("join: %s asks, but at %s the leader finds %s: stop one of the two", s.ID, place(s.Address), h.ID)
+	}
+	return nil
 }
