@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -149,6 +150,10 @@ func (g *Group) openLogs(w watchdog) (raft.LogStore, error) {
 	}
 	var err error
 	if g.wal, err = wal.Open(path, wal.WithLogger(bridge(g.log))); err != nil {
+		var system syscall.Errno
+		if errors.As(err, &system) && system != syscall.ENOENT { // a full disk, a missing right: what was written is as it was
+			return nil, fmt.Errorf("opening the log in %s: %w: mend that, and start again; leave the data directory as it is", path, err)
+		}
 		return nil, fmt.Errorf("opening the log in %s: %w: if the disk is sound, empty the data directory; the replica then joins anew", path, err)
 	}
 	last, err := g.wal.LastIndex()

@@ -687,6 +687,26 @@ func TestOpenRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	for name, c := range map[string]struct {
+		spoil  func(file string) error
+		remedy string
+	}{
+		"log that is damaged":                        {func(file string) error { return os.WriteFile(file, make([]byte, 64<<10), 0o600) }, "empty the data directory"},
+		"log that the system does not let be opened": {func(file string) error { return os.Mkdir(file, 0o700) }, "leave the data directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(n.cfg.Dir, "raft", "wal-meta.db")
+			if err := errors.Join(os.Rename(file, file+".away"), c.spoil(file)); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.tryStart(); err == nil || !strings.Contains(err.Error(), c.remedy) {
+				t.Errorf("got %v, want: %s", err, c.remedy)
+			}
+			if err := errors.Join(os.RemoveAll(file), os.Rename(file+".away", file)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 	n.start() // none of the refusals harmed the directory
 	leader(t, n)
 	n.kill()
