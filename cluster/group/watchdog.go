@@ -83,5 +83,9 @@ func (s watchedStable) Set(key, value []byte) error {
 // SetUint64 implements raft.StableStore.
 func (s watchedStable) SetUint64(key []byte, value uint64) error {
 	defer s.watch("writing the term")()
-	return s.StableStore.SetUint64(key, value)
+	err := s.StableStore.SetUint64(key, value)
+	if err != nil { // Raft panics
+		s.fatal(fmt.Errorf("writing the term: %w: look at the volume of the data directory, whether it is full or broken; without a term that is written down this replica may not vote", err))
+	}
+	return err
 }

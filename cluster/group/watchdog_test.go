@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -59,5 +60,19 @@ func TestLogThatCannotBeginItsNextFile(t *testing.T) {
 	}
 	if err := logs.LogStore.(*wal.WAL).Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// fullDisk is a stable store that cannot write.
+type fullDisk struct{ raft.StableStore }
+
+func (fullDisk) SetUint64([]byte, uint64) error { return syscall.ENOSPC }
+
+// TestTermThatCannotBeWritten: Raft panics then, with a trace that names no volume.
+func TestTermThatCannotBeWritten(t *testing.T) {
+	var died error
+	s := watchedStable{fullDisk{}, watchdog{time.Minute, func(err error) { died = err }}}
+	if err := s.SetUint64([]byte("CurrentTerm"), 2); !errors.Is(err, syscall.ENOSPC) || !errors.Is(died, syscall.ENOSPC) {
+		t.Errorf("%v, died of %v", err, died)
 	}
 }
