@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +135,59 @@ func TestStrangerIsRefused(t *testing.T) {
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		t.Fatalf("a proxy's certificate was accepted by the peers' listener: %v", err)
+	}
+}
+
+// A bundle that has got the other port's authority too is not taken up either: it would open the peers' port to every proxy, and no replica would start again.
+func TestReloadKeepsAuthoritiesApart(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, ca := issue(t, dir, "peers", "a")
+	peers, err := Load(cert, key, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxyCert, proxyKey, proxyCA := issue(t, dir, "proxies", "envoy")
+	proxies, err := Load(proxyCert, proxyKey, proxyCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckApart(peers, proxies); err != nil {
+		t.Fatal(err)
+	}
+	addr := echo(t, peers)
+	before, err := os.ReadFile(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := os.ReadFile(proxyCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(ca, append(slices.Clone(before), more...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := proxies.ClientConfig("localhost", "test")
+	config.RootCAs = peers.current().roots
+	conn, err := tls.Dial("tcp", addr, config)
+	if err == nil {
+		defer conn.Close()
+		_, err = conn.Write([]byte("x"))
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1)) // it comes back where it was let in
+		}
+	}
+	if err == nil {
+		t.Error("a proxy's certificate was accepted at the peers' port")
+	}
+	if err := peers.Problem(); err == nil || !strings.Contains(err.Error(), "one authority for replicas") {
+		t.Errorf("problem: %v", err)
+	}
+	if err := os.WriteFile(ca, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, dial(t, peers, addr))
+	if err := peers.Problem(); err != nil {
+		t.Errorf("still reported after it was mended: %v", err)
 	}
 }
 

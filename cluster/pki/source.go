@@ -29,6 +29,7 @@ type Source struct {
 	now     atomic.Pointer[material]
 	mu      sync.Mutex // one reload at a time
 	problem atomic.Pointer[error]
+	other   atomic.Pointer[Source] // of another port: see CheckApart
 }
 
 // material is one consistent reading of the three files.
@@ -95,12 +96,25 @@ func (s *Source) ClientConfig(serverName string, alpn ...string) *tls.Config {
 func (s *Source) Leaf() *x509.Certificate { return s.current().cert.Leaf }
 
 // CheckApart refuses two sources of which one's authority vouches for the other's certificate (D15): whoever may come in at one port could
-// come in at the other.
+// come in at the other. From then on neither takes up files that would mix them.
 func CheckApart(a, b *Source) error {
-	for _, pair := range [][2]*Source{{a, b}, {b, a}} {
-		trusting, other := pair[0].current(), pair[1]
-		if verify(other.current().cert, trusting.roots, x509.ExtKeyUsageAny) == nil {
-			return fmt.Errorf("%w: authority %s vouches for %s too, which is for another port: use one authority for replicas and another one for proxies", ErrDoesNotFit, pair[0].caFile, other.certFile)
+	if err := a.apart(a.current(), b, b.current()); err != nil {
+		return err
+	}
+	a.other.Store(b)
+	b.other.Store(a)
+	return nil
+}
+
+// apart holds a reading against one of another source.
+func (s *Source) apart(mine *material, other *Source, theirs *material) error {
+	for _, c := range []struct {
+		caFile, certFile string
+		roots            *x509.CertPool
+		cert             tls.Certificate
+	}{{s.caFile, other.certFile, mine.roots, theirs.cert}, {other.caFile, s.certFile, theirs.roots, mine.cert}} {
+		if verify(c.cert, c.roots, x509.ExtKeyUsageAny) == nil {
+			return fmt.Errorf("%w: authority %s vouches for %s too, which is for another port: use one authority for replicas and another one for proxies", ErrDoesNotFit, c.caFile, c.certFile)
 		}
 	}
 	return nil
@@ -162,7 +176,11 @@ func (s *Source) read() (*material, error) {
 	if err := s.check(cert, roots); err != nil {
 		return nil, err
 	}
-	return &material{stamp: at, cert: cert, roots: roots}, nil
+	m := &material{stamp: at, cert: cert, roots: roots}
+	if other := s.other.Load(); other != nil {
+		return m, s.apart(m, other, other.now.Load())
+	}
+	return m, nil
 }
 
 func (s *Source) readPair() (tls.Certificate, error) {
