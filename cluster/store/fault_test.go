@@ -6,7 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
+
+	bolt "go.etcd.io/bbolt"
 )
 
 func TestFailedApplyIsFinal(t *testing.T) {
@@ -137,6 +141,70 @@ func TestFlippedBitIsFoundByTheReaderOfThatRecord(t *testing.T) {
 	}
 	if r, err := s.Get(key("route", "q")); err != nil || string(r.Cur.Payload) != "y" {
 		t.Errorf("the other record: %v %v", r, err)
+	}
+}
+
+// TestDamagedPages: what bbolt itself says of a damaged page is a panic, most of the time in a goroutine of its own, with a trace that names neither the file nor what to do.
+func TestDamagedPages(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, s, wholeTable())
+	for seq := range uint64(20) {
+		var ops []Op
+		for i := range 50 {
+			ops = append(ops, Op{key("route", fmt.Sprint("r", seq, "-", i)), content("x")})
+		}
+		do(t, s, put(seq+1, ops...))
+	}
+	var damaged int64 // a leaf of the records
+	err = s.view(func(tx *bolt.Tx) error {
+		for id := 2; ; id++ {
+			p, err := tx.Page(id)
+			if err != nil || p == nil {
+				return err
+			}
+			if p.Type == "leaf" && p.Count > 5 {
+				damaged = int64(id) * int64(tx.DB().Info().PageSize)
+			}
+		}
+	})
+	if err = errors.Join(err, s.Close()); err != nil || damaged == 0 {
+		t.Fatal(damaged, err)
+	}
+	whole, err := os.ReadFile(filepath.Join(dir, "store.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		at   int64
+		flip byte
+	}{
+		"another page":              {0, 1},
+		"another kind of page":      {8, 8},
+		"more entries":              {11, 64},
+		"an entry that is a bucket": {16, 1},
+		"a key far away":            {16 + 7, 64},
+		"a key without an end":      {16 + 11, 64},
+		"a value without an end":    {16 + 15, 64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := slices.Clone(whole)
+			b[damaged+c.at] ^= c.flip
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "store.db"), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, err := Open(dir, Options{})
+			if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "move its data directory away") {
+				t.Errorf("got %v", err)
+			}
+			if err == nil {
+				_ = s.Close()
+			}
+		})
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"sync"
@@ -109,6 +110,9 @@ func Open(dir string, opts Options) (*Store, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{path: filepath.Join(dir, "store.db"), log: opts.Logger, subs: map[*subscription]bool{}, change: make(chan struct{})}
+	if err := checkPages(s.path); err != nil {
+		return nil, err
+	}
 	db, err := openFile(s.path)
 	if err != nil {
 		return nil, err
@@ -116,7 +120,8 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err := os.Remove(s.restorePath()); err != nil && !errors.Is(err, os.ErrNotExist) { // left by a crash during Restore
 		return nil, errors.Join(fmt.Errorf("removing an unfinished snapshot: %w", err), db.Close())
 	}
-	if s.mem, err = load(db, opts.Visit); err != nil {
+	err = guarded(s.path, func() (err error) { s.mem, err = load(db, opts.Visit); return err })
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	s.handle, s.applied = &handle{db: db}, s.mem.applied
@@ -125,13 +130,65 @@ func Open(dir string, opts Options) (*Store, error) {
 
 func (s *Store) restorePath() string { return s.path + ".restore" }
 
-func openFile(path string) (*bolt.DB, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: initialMap})
+// checkPages reads every key of a file that is there. bbolt looks at all pages when it opens a file for writing, but in a goroutine of its own, where a damaged one ends
+// the process with a trace that names neither the file nor what to do.
+func checkPages(path string) error {
+	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
+		return nil // there is nothing yet, or opening it will say why it cannot be read
+	}
+	return guarded(path, func() error {
+		db, err := openBolt(path, &bolt.Options{Timeout: time.Second, ReadOnly: true})
+		if err != nil {
+			return err
+		}
+		err = db.View(func(tx *bolt.Tx) error {
+			return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+				var last []byte
+				return b.ForEach(func(k, v []byte) error {
+					if bytes.Compare(last, k) >= 0 || v == nil { // no bucket here has buckets in it
+						return corrupt(fmt.Sprintf("%s: bucket %s after %q", path, name, last))
+					}
+					last = k
+					return nil
+				})
+			})
+		})
+		return errors.Join(err, db.Close())
+	})
+}
+
+// guarded turns what bbolt does about a damaged page, a panic or a read beyond the file, into an error.
+func guarded(path string, f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = corrupt(fmt.Sprintf("%s: %v", path, p))
+		}
+	}()
+	return f()
+}
+
+func openBolt(path string, o *bolt.Options) (*bolt.DB, error) {
+	db, err := bolt.Open(path, 0o600, o)
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("%s: %w; stop that process first, or choose another --data-dir", path, ErrInUse)
 	}
+	if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) {
+		return nil, corrupt(fmt.Sprintf("%s: %v", path, err))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	return db, nil
+}
+
+func openFile(path string) (db *bolt.DB, err error) {
+	err = guarded(path, func() (err error) {
+		db, err = openBolt(path, &bolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: initialMap})
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
 		for _, b := range append([][]byte{bucketMeta}, dataBuckets...) {
