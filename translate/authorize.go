@@ -46,7 +46,7 @@ func resolveAuthorization(v *view, from record.Object, in *gatewayv1.HTTPExterna
 	if server, problem = resolveBackend(v, from, in.BackendRef, consumer); problem != nil {
 		return auth, server, problem
 	}
-	auth.Cluster, auth.Authority = record.ClusterName(server), serviceOfKey(server)+"."+server.Namespace
+	auth.Cluster, auth.Authority = record.ClusterName(server), authority(v, server)
 	if _, err := envoy.Authorize(auth); err != nil {
 		return refuse(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 )
 
 // echoing is a server that answers with its name, the request line, sorted headers and body; check, if not nil, may add to the answer and says its status.
@@ -45,18 +46,19 @@ func echoing(t *testing.T, name string, check func(http.ResponseWriter, *http.Re
 	return port
 }
 
-// authorizer is a server of ext_authz: it allows what has the header x-token, and tells the backend which headers it saw.
+// authorizer is a server of ext_authz: it allows what has the header x-token, and tells the backend which headers it saw, and what it was called.
 type authorizer struct {
 	authv3.UnimplementedAuthorizationServer
 }
 
-func (authorizer) Check(_ context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+func (authorizer) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	h := in.Attributes.Request.Http
 	if h.Headers["x-token"] == "" {
 		return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.PermissionDenied)},
 			HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{Status: &typev3.HttpStatus{Code: typev3.StatusCode_Unauthorized}}}}, nil
 	}
-	saw := fmt.Sprintf("other=%q body=%q", h.Headers["x-other"], h.Body)
+	md, _ := metadata.FromIncomingContext(ctx)
+	saw := fmt.Sprintf("other=%q body=%q at=%s", h.Headers["x-other"], h.Body, strings.Join(md.Get(":authority"), ","))
 	return &authv3.CheckResponse{Status: &status.Status{}, HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
 		Headers: []*corev3.HeaderValueOption{{Header: &corev3.HeaderValue{Key: "x-saw", Value: saw}}},
 	}}}, nil
@@ -78,6 +80,8 @@ spec:
   - {matches: [{path: {value: /some}}], filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {path: /check, allowedHeaders: [X-Want], allowedResponseHeaders: [X-User]}, forwardBody: {maxSize: 8}}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /grpc}}], filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: grpc, port: 80}, grpc: {}, forwardBody: {maxSize: 8}}}], backendRefs: [{name: web, port: 80}]}
   - {matches: [{path: {value: /few}}], filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: grpc, port: 80}, grpc: {allowedHeaders: [X-Token]}}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /host}}], filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {group: gateway.networking.x-k8s.io, kind: XBackend, name: host}, grpc: {}}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /pods}}], filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {group: gateway.networking.x-k8s.io, kind: XBackend, name: pods}, grpc: {}}}], backendRefs: [{name: web, port: 80}]}
   - matches: [{path: {value: /both}}]
     filters:
     - {type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: http, port: 80}, http: {}}}
@@ -113,8 +117,10 @@ func TestRealEnvoyAsksForAuthorization(t *testing.T) {
 		}
 		return http.StatusOK
 	}
-	r := run(t, authManifests+slicesOf("web", "TCP", echoing(t, "web", nil))+slicesOf("http", "TCP", echoing(t, "auth", allow))+
-		strings.TrimSuffix(slicesOf("grpc", "TCP", grpcAuthorizer(t)), "---\n"))
+	grpc := grpcAuthorizer(t)
+	host, _, _ := strings.Cut(xbackend("host", grpc, ""), "kind: HTTPRoute")
+	r := run(t, authManifests+slicesOf("web", "TCP", echoing(t, "web", nil))+slicesOf("http", "TCP", echoing(t, "auth", allow))+host+podsOf("pods", "127.0.0.1", grpc, "")+
+		strings.TrimSuffix(slicesOf("grpc", "TCP", grpc), "---\n"), nameServer(t))
 	for _, c := range []struct {
 		request string // method path headers, body after "|"
 		want    string // as in TestRealEnvoyServes
@@ -130,6 +136,9 @@ func TestRealEnvoyAsksForAuthorization(t *testing.T) {
 		{"POST /grpc x-token:1 |123456789", "413"},
 		{"GET /grpc", "401"},
 		{"GET /few x-token:1 x-other:2", `200 x-saw=other=""`},
+		{"GET /few x-token:1", "200 at=grpc.shop"},
+		{"GET /host x-token:1", "200 at=host.example"},
+		{"GET /pods x-token:1", "200 at=pods.shop"},
 		{"POST /both |12345678", "200 body=12345678;"},
 		{"POST /both |123456789", "413 !web"},
 		{"GET /twice x-token:1 x-other:2", `200 x-saw=other="2"`},

@@ -67,6 +67,18 @@ func backendObject(k record.Key) input {
 	return input{"Service", k.Namespace, service}
 }
 
+// authority is what the server of a backend is called in requests that nobody but a proxy makes: the host that an XBackend names, else a name in the cluster. What stands for a host
+// must be one, for a server may close the connection where it is none, as Envoy does.
+func authority(v *view, k record.Key) string {
+	in := backendObject(k)
+	if in.kind == kindXBackend {
+		if f := fact[xbackendFact](v, kindXBackend, in.namespace, in.name); f != nil && f.external() {
+			return f.host()
+		}
+	}
+	return in.name + "." + in.namespace
+}
+
 // withEndpoints gives a backend's key with that of its endpoints, whichever of the two it is.
 func withEndpoints(k record.Key) []record.Key {
 	backend, endpoints := k, k

@@ -170,7 +170,7 @@ func TestRealEnvoyReachesExternalHosts(t *testing.T) {
 	}
 }
 
-// collector takes reports of OTLP and gives their spans as text: trace, name, and attributes, with the token of the report.
+// collector takes reports of OTLP and gives their spans as text: trace, name, and attributes, with the authority and the token of the report.
 type collector struct{ spans chan string }
 
 // export is TraceService/Export. An ExportTraceServiceRequest is TracesData on the wire, and an empty answer says that all is well.
@@ -183,7 +183,7 @@ func (c *collector) export(_ any, stream grpc.ServerStream) error {
 	for _, resource := range report.ResourceSpans {
 		for _, scope := range resource.ScopeSpans {
 			for _, s := range scope.Spans {
-				text := fmt.Sprintf("token=%s trace=%x name=%s", strings.Join(md.Get("token"), ","), s.TraceId, s.Name)
+				text := fmt.Sprintf("at=%s token=%s trace=%x name=%s", strings.Join(md.Get(":authority"), ","), strings.Join(md.Get("token"), ","), s.TraceId, s.Name)
 				for _, a := range append(resource.Resource.Attributes, s.Attributes...) {
 					text += fmt.Sprintf(" %s=%s", a.Key, a.Value.GetStringValue())
 				}
@@ -242,7 +242,7 @@ func TestRealEnvoyTraces(t *testing.T) {
 		requests            []string
 		want                string
 	}{
-		{"all", "100", "Enabled", []string{"GET /a?q x-user:me"}, "token=secret name=ingress service.name=edge user=me site=a% path=/a"},
+		{"all", "100", "Enabled", []string{"GET /a?q x-user:me"}, "at=collector.shop token=secret name=ingress service.name=edge user=me site=a% path=/a"},
 		{"the caller decides", "0", "Enabled", []string{"GET /new", "GET /unsampled " + caller + "00", "GET /sampled " + caller + "01"}, "trace=0af7651916cd43dd8448eb211c80319c path=/sampled"},
 		{"the caller is not asked", "100", "Disabled", []string{"GET /unsampled " + caller + "00"}, "trace=0af7651916cd43dd8448eb211c80319c path=/unsampled"},
 	} {

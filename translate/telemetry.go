@@ -65,7 +65,9 @@ func readTelemetry(v *view, f *telemetryFact) (*record.Tracing, []record.Problem
 	if problem != nil {
 		problems = append(problems, *problem)
 	}
-	out.Collector = collector
+	if out.Collector = collector; problem == nil {
+		out.Authority = authority(v, collector)
+	}
 	for _, h := range in.Provider.Headers {
 		if strings.Contains(h.Value, "%") {
 			refuse(fmt.Errorf("a value with a %% in header %s is not supported: proxies take it for a command", h.Name))

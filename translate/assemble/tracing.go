@@ -22,7 +22,7 @@ func (g *gateway) tracing() *envoy.Tracing {
 	if g.collector == nil || t == nil {
 		return nil
 	}
-	out := &envoy.Tracing{Collector: record.ClusterName(t.Collector), ServiceName: t.ServiceName, SpanName: t.SpanName, IgnoreParent: t.IgnoreParent,
+	out := &envoy.Tracing{Collector: record.ClusterName(t.Collector), Authority: t.Authority, ServiceName: t.ServiceName, SpanName: t.SpanName, IgnoreParent: t.IgnoreParent,
 		PerMillion: uint32(int64(t.Rate.Numerator) * 1_000_000 / int64(t.Rate.Denominator))}
 	for _, h := range t.Headers {
 		out.Headers = append(out.Headers, envoy.Pair(h))

@@ -13,6 +13,7 @@ import (
 // Tracing is how a connection manager reports spans, by OTLP over gRPC.
 type Tracing struct {
 	Collector    string // cluster; it must be there: Envoy refuses a listener whose tracer names one that is not
+	Authority    string // that it is called by; "" = the name of the cluster
 	Headers      []Pair // of the reports
 	ServiceName  string
 	SpanName     string // "" = Envoy's own
@@ -35,7 +36,7 @@ type Attribute struct {
 func (t *Tracing) tracing() (*hcmv3.HttpConnectionManager_Tracing, error) {
 	config := &tracev3.OpenTelemetryConfig{
 		GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: t.Collector}},
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: t.Collector, Authority: t.Authority}},
 		},
 		ServiceName: t.ServiceName,
 	}

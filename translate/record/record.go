@@ -102,6 +102,7 @@ type Gateway struct {
 // Tracing reports the spans of a Gateway's requests.
 type Tracing struct {
 	Collector    Key    // the backend that takes OTLP
+	Authority    string `json:",omitempty"` // that it is called by; "" in records of before: by the name of its cluster
 	Headers      []Pair `json:",omitempty"` // of the reports
 	ServiceName  string
 	SpanName     string      `json:",omitempty"` // "" = Envoy's own
