@@ -164,7 +164,10 @@ func compileTelemetryPolicy(v *view, namespace, name string) record.Policy {
 			lost = append(lost, conflicted(winner.object, gatewayv1.LocalPolicyTargetReference(t)))
 		}
 	}
-	_, problems := readTelemetry(v, f)
+	tracing, problems := readTelemetry(v, f)
+	if tracing != nil && tracing.Authority != "" {
+		out.Collector = &tracing.Collector
+	}
 	out.Problems = append(ofTargets(lost, len(f.spec.TargetRefs)), problems...)
 	return out
 }

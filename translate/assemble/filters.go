@@ -48,14 +48,18 @@ func (l *listener) guarded(s *State) {
 
 // unusable says that a filter names a backend that only its owner could find to be of no use.
 func unusable(filter int, k record.Key, b *record.Backend) record.Problem {
-	why := fmt.Sprintf("backend %s of %s is not served; see its policies", k.Name, k.Namespace)
-	if b.Problem != nil {
-		why = b.Problem.Message
-	}
 	return record.Problem{
 		Condition: string(gatewayv1.ListenerConditionResolvedRefs), Reason: "InvalidListenerFilterRef", Rule: -1,
-		Message: fmt.Sprintf("filters.requests[%d]: %s", filter, why),
+		Message: fmt.Sprintf("filters.requests[%d]: %s", filter, whyUnserved(k, b)),
 	}
+}
+
+// whyUnserved tells why there is no cluster of a backend.
+func whyUnserved(k record.Key, b *record.Backend) string {
+	if b.Problem != nil {
+		return b.Problem.Message
+	}
+	return fmt.Sprintf("backend %s of %s is not served; see its policies", k.Name, k.Namespace)
 }
 
 // guardOf tells what guards a domain in the configuration of a listener, nil = nothing does. On a plaintext port that is what guards the most specific listener that

@@ -6,6 +6,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayxv1alpha1 "sigs.k8s.io/gateway-api/apisx/v1alpha1"
 
 	"github.com/fleetgate/fleetgate/translate/envoy"
 	"github.com/fleetgate/fleetgate/translate/record"
@@ -32,7 +33,7 @@ func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
 	if p == nil {
 		return PolicyStatus{}, false
 	}
-	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(s.withSecret(p))}
+	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(s.withCollector(s.withSecret(p)))}
 	for _, f := range s.fleets {
 		if f.key.Cluster == k.Cluster && (f.gateway.reaches(k.Namespace, p.Services) || f.key.Namespace == k.Namespace && slices.Contains(p.Gateways, f.key.Name)) {
 			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class.ControllerName})
@@ -54,6 +55,21 @@ func (s *State) withSecret(p *record.Policy) *record.Policy {
 	out := *p
 	out.Problems = append(slices.Clip(out.Problems), record.Problem{Condition: string(gatewayv1.PolicyConditionAccepted), Reason: secret.Problem.Reason, Rule: -1,
 		Message: "tls.clientCertificateRef: " + secret.Problem.Message})
+	return &out
+}
+
+// withCollector adds to the problems of a policy that of the backend which it has spans reported to: what only that one's owner could find.
+func (s *State) withCollector(p *record.Policy) *record.Policy {
+	if p.Collector == nil {
+		return p
+	}
+	b := as[record.Backend](s.entries[*p.Collector])
+	if b == nil || !b.Missing {
+		return p
+	}
+	out := *p
+	out.Problems = append(slices.Clip(out.Problems), record.Problem{Condition: string(gatewayxv1alpha1.TelemetryPolicyConditionResolvedRefs), Reason: string(gatewayxv1alpha1.TelemetryPolicyReasonBackendNotFound), Rule: -1,
+		Message: "tracing.provider, and nothing is traced: " + whyUnserved(*p.Collector, b)})
 	return &out
 }
 

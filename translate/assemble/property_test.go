@@ -304,7 +304,7 @@ func randomKey(r *rand.Rand) record.Key {
 	case 15:
 		return record.Key{Cluster: "c", Namespace: pick(r, "a", "b"), Kind: record.KindPolicy, Name: "XBackend/s1"}
 	case 14:
-		return record.Key{Cluster: "c", Namespace: pick(r, "a", "b"), Kind: record.KindPolicy, Name: "BackendTLSPolicy/p"}
+		return record.Key{Cluster: "c", Namespace: pick(r, "a", "b"), Kind: record.KindPolicy, Name: pick(r, "BackendTLSPolicy/p", "XTelemetryPolicy/p")}
 	case 12:
 		return setKey(pick(r, "infra", "a"), pick(r, "set1", "set2"))
 	case 13:
@@ -341,6 +341,10 @@ func randomValue(r *rand.Rand, w *world, k record.Key) (any, []record.Key) {
 	case record.KindPolicy:
 		if k.Name == "XBackend/s1" {
 			return randomXBackend(r, k), nil
+		}
+		if k.Name == "XTelemetryPolicy/p" {
+			collector := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+			return record.Policy{Object: record.Object{Kind: "XTelemetryPolicy", Namespace: k.Namespace, Name: "p"}, Gateways: []string{"gw"}, Collector: pick(r, nil, &collector)}, nil
 		}
 		p := record.Policy{Object: record.Object{Kind: "BackendTLSPolicy", Namespace: k.Namespace, Name: "p"}, Services: []string{pick(r, "s1", "s2")}}
 		if r.IntN(3) == 0 {

@@ -243,8 +243,8 @@ func (s *State) index(e *entry) {
 		s.indexScope(e)
 	case record.KindPolicy:
 		link(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
-		if p := as[record.Policy](e); p != nil && p.Secret != nil {
-			link(s.referrers, *p.Secret, e.key)
+		for _, k := range e.policyRefs() {
+			link(s.referrers, k, e.key)
 		}
 	case record.KindListenerSet:
 		link(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
@@ -270,8 +270,8 @@ func (s *State) unindex(e *entry) {
 		s.unindexScope(e)
 	case record.KindPolicy:
 		unlink(s.policies, space{e.key.Cluster, e.key.Namespace}, e.key)
-		if p := as[record.Policy](e); p != nil && p.Secret != nil {
-			unlink(s.referrers, *p.Secret, e.key)
+		for _, k := range e.policyRefs() {
+			unlink(s.referrers, k, e.key)
 		}
 	case record.KindListenerSet:
 		unlink(s.spaces, space{e.key.Cluster, e.key.Namespace}, e.key)
@@ -285,6 +285,20 @@ func (s *State) unindex(e *entry) {
 			unlink(s.children, g, e.key)
 		}
 	}
+}
+
+// policyRefs are the records whose problems a policy tells as its own.
+func (e *entry) policyRefs() (out []record.Key) {
+	p := as[record.Policy](e)
+	if p == nil {
+		return nil
+	}
+	for _, k := range []*record.Key{p.Secret, p.Collector} {
+		if k != nil {
+			out = append(out, *k)
+		}
+	}
+	return out
 }
 
 func link[K comparable](m map[K]set, from K, to record.Key) {

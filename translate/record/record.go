@@ -332,6 +332,8 @@ type Policy struct {
 	Pods *Pods `json:",omitempty"`
 	// Secret is the certificate that an XBackend shows, nil = none. The record of its backend names it too, where somebody uses it.
 	Secret *Key `json:",omitempty"`
+	// Collector is the backend that a policy on Gateways has spans reported to, nil = none.
+	Collector *Key `json:",omitempty"`
 }
 
 // Pods are selected by an XBackend, in its own namespace.
