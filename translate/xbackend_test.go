@@ -178,3 +178,28 @@ spec: {parentRefs: [{name: gw}], rules: [{backendRefs: [{group: gateway.networki
 func sliceFor(uid, address string) string {
 	return fmt.Sprintf("kind: EndpointSlice\nmetadata: {namespace: shop, name: %[1]s, labels: {%[3]s: %[1]s}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [%[2]s]}]", uid, address, v1alpha1.LabelXBackend)
 }
+
+// TestXBackendOfAFilter: the pods of an XBackend that only a filter of a listener asks are looked for too, whether it is a Gateway's own listener or a ListenerSet's.
+func TestXBackendOfAFilter(t *testing.T) {
+	listener := func(name string) string {
+		return "{name: l, port: 80, protocol: HTTP, filters: {requests: [{type: ExternalAuth, externalAuth: {protocol: GRPC, grpc: {}, backendRef: {group: gateway.networking.x-k8s.io, kind: XBackend, name: " + name + "}}}]}}"
+	}
+	cfg := testConfig()
+	cfg.SlicesFollow = true
+	c := New(cfg)
+	c.Apply(parseObjects(t, envoyClass+`kind: Gateway
+metadata: {namespace: shop, name: gw}
+spec: {gatewayClassName: envoy, allowedListeners: {namespaces: {from: Same}}, listeners: [`+listener("one")+`]}
+---
+kind: ListenerSet
+metadata: {namespace: shop, name: set}
+spec: {parentRef: {name: gw}, listeners: [`+strings.Replace(listener("two"), "80", "81", 1)+`]}
+`))
+	for _, name := range []string{"one", "two"} {
+		c.Apply(parseObjects(t, strings.Split(podsOf(name, "127.0.0.1", "80", ""), "\n---\n")[0]))
+		policy := record.Key{Cluster: "c1", Namespace: "shop", Kind: record.KindPolicy, Name: "XBackend/" + name}
+		if got, known := assembled(c).Selection(policy); !known || got == nil {
+			t.Errorf("%s: selected are %+v, %v", name, got, known)
+		}
+	}
+}

@@ -459,7 +459,7 @@ func randomFilters(r *rand.Rand, l *record.Listener) []record.Key {
 		l.Filters = &record.Filters{Problems: []record.Problem{{Condition: pick(r, "Accepted", "ResolvedRefs"), Reason: "InvalidListenerFilter", Message: "m", Rule: -1}}}
 		return nil
 	}
-	b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2"))
+	b := serviceKey(pick(r, "a", "b"), pick(r, "s1", "s2", "XBackend:s1"))
 	l.Filters = filtersTo(b)
 	return refsOf(b)
 }

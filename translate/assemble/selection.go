@@ -17,7 +17,7 @@ type Selection struct {
 	Pods   record.Pods
 }
 
-// Selection gives what an XBackend selects, by the key of its policy record; nil = nothing. known is false where there is no record, and where no route or tracer leads to it of a Gateway of ours:
+// Selection gives what an XBackend selects, by the key of its policy record; nil = nothing. known is false where there is no record, and where no route, filter or tracer leads to it of a Gateway of ours:
 // other controllers may have XBackends in the same cluster. A route counts from when it could be attached, for it is served only once the pods were looked for.
 func (s *State) Selection(k record.Key) (_ *Selection, known bool) {
 	s.mu.RLock()
@@ -37,21 +37,25 @@ func (s *State) Selection(k record.Key) (_ *Selection, known bool) {
 	return nil, false
 }
 
-// leads tells whether a Gateway of ours, or a route of one, names a backend.
+// leads tells whether a Gateway of ours, or a route or a ListenerSet of one, names a backend.
 func (s *State) leads(backend record.Key) bool {
 	for k := range s.referrers[backend] {
-		if s.fleets[k] != nil {
+		if s.fleets[k] != nil || slices.ContainsFunc(s.namedBy(k), func(g record.Key) bool { return s.fleets[g] != nil }) {
 			return true
-		}
-		if r := s.routes[k]; r != nil {
-			for g := range r.shown {
-				if s.fleets[g] != nil {
-					return true
-				}
-			}
 		}
 	}
 	return false
+}
+
+// namedBy are the Gateways that a route or a ListenerSet names.
+func (s *State) namedBy(k record.Key) []record.Key {
+	if k.Kind == record.KindListenerSet {
+		return setParents(s.entries[k])
+	}
+	if r := s.routes[k]; r != nil {
+		return slices.Collect(maps.Keys(r.shown))
+	}
+	return nil
 }
 
 // Selections are the policy records of all XBackends, sorted.
@@ -72,7 +76,7 @@ func (s *State) selections(w *work) []record.Key {
 			out[k] = struct{}{}
 		}
 		e := s.entries[k]
-		if e == nil || k.Kind != record.KindRoute && k.Kind != record.KindGateway {
+		if e == nil || k.Kind != record.KindRoute && k.Kind != record.KindGateway && k.Kind != record.KindListenerSet {
 			continue
 		}
 		for _, r := range e.refs() {
