@@ -150,7 +150,8 @@ func readAttribute(in gatewayxv1alpha1.Attribute) (record.Attribute, error) {
 // compileTelemetryPolicy makes the record of an XTelemetryPolicy.
 func compileTelemetryPolicy(v *view, namespace, name string) record.Policy {
 	f := fact[telemetryFact](v, kindTelemetry, namespace, name)
-	out := record.Policy{Object: f.object}
+	overruled := map[string]record.Problem{}
+	out := record.Policy{Object: f.object, Overruled: overruled}
 	var lost []record.Problem
 	for _, t := range f.spec.TargetRefs {
 		if !isGateway(t) {
@@ -161,7 +162,9 @@ func compileTelemetryPolicy(v *view, namespace, name string) record.Policy {
 			out.Gateways = append(out.Gateways, string(t.Name))
 		}
 		if winner := telemetryPolicies(v, namespace, string(t.Name))[0]; winner != f {
-			lost = append(lost, conflicted(winner.object, gatewayv1.LocalPolicyTargetReference(t)))
+			p := conflicted(winner.object, gatewayv1.LocalPolicyTargetReference(t))
+			lost = append(lost, p)
+			overruled[string(t.Name)] = p
 		}
 	}
 	tracing, problems := readTelemetry(v, f)

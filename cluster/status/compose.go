@@ -170,7 +170,11 @@ func Policy(s assemble.PolicyStatus, now metav1.Time, present gatewayv1.PolicySt
 				before = p.Conditions
 			}
 		}
-		entry.Conditions = merge(before, s.Conditions, now)
+		want := s.Conditions
+		if a.Conditions != nil {
+			want = a.Conditions
+		}
+		entry.Conditions = merge(before, want, now)
 		out.Ancestors = append(out.Ancestors, entry)
 	}
 	out.Ancestors = append(out.Ancestors, foreign...)

@@ -410,6 +410,11 @@ func TestPolicyOfOthersIsKept(t *testing.T) {
 	if n := len(got.Ancestors); n != maxAncestors("BackendTLSPolicy") || asJSON(got.Ancestors[n-1]) != asJSON(foreign) {
 		t.Errorf("%d ancestors, the last is %s", n, asJSON(got.Ancestors[n-1]))
 	}
+	s.Ancestors[1].Conditions = []metav1.Condition{{Type: "Accepted", Status: "False"}}
+	got = Policy(s, metav1.Now(), got, mine)
+	if one, two := got.Ancestors[0].Conditions, got.Ancestors[1].Conditions; len(one) != 1 || one[0].Status != "True" || len(two) != 1 || two[0].Status != "False" {
+		t.Errorf("a policy that is overruled on its second Gateway alone: %s and %s", asJSON(one), asJSON(two))
+	}
 }
 
 func TestTransitionTimeStaysWhileTheStatusDoes(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"github.com/fleetgate/fleetgate/translate/record"
 )
 
-// PolicyStatus is what committed records say of a policy: the same for each of its ancestors.
+// PolicyStatus is what committed records say of a policy: the same for each of its ancestors that says nothing else.
 type PolicyStatus struct {
 	Object     record.Object
 	Ancestors  []PolicyAncestor // the Gateways of ours that it names, or with routes to what it names, sorted
@@ -23,6 +23,7 @@ type PolicyStatus struct {
 type PolicyAncestor struct {
 	Gateway    record.Key
 	Controller string
+	Conditions []metav1.Condition // where the policy is overruled there; nil = the policy's
 }
 
 // PolicyStatus gives the status of a policy.
@@ -33,14 +34,31 @@ func (s *State) PolicyStatus(k record.Key) (PolicyStatus, bool) {
 	if p == nil {
 		return PolicyStatus{}, false
 	}
-	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(s.withCollector(s.withSecret(p)))}
+	p = s.withCollector(s.withSecret(p))
+	out := PolicyStatus{Object: p.Object, Conditions: policyConditions(p)}
 	for _, f := range s.fleets {
 		if f.key.Cluster == k.Cluster && (f.gateway.reaches(k.Namespace, p.Services) || f.key.Namespace == k.Namespace && slices.Contains(p.Gateways, f.key.Name)) {
-			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class.ControllerName})
+			out.Ancestors = append(out.Ancestors, PolicyAncestor{f.key, f.gateway.class.ControllerName, overruledConditions(p, f.key)})
 		}
 	}
 	slices.SortFunc(out.Ancestors, func(a, b PolicyAncestor) int { return a.Gateway.Compare(b.Gateway) })
 	return out, true
+}
+
+// overruledConditions are those that a policy has with a Gateway that another comes first for, nil = none does. It is not accepted there at all, whatever becomes of it elsewhere.
+func overruledConditions(p *record.Policy, gateway record.Key) []metav1.Condition {
+	why, overruled := p.Overruled[gateway.Name]
+	if !overruled {
+		return nil
+	}
+	there := *p
+	there.Problems = []record.Problem{why}
+	for _, q := range p.Problems {
+		if q.Reason != why.Reason { // those speak of this Gateway too, or of others
+			there.Problems = append(there.Problems, q)
+		}
+	}
+	return policyConditions(&there)
 }
 
 // withSecret adds to the problems of an XBackend that of the certificate which it shows, if that has one.

@@ -328,6 +328,8 @@ type Policy struct {
 	Problems []Problem
 	// Gateways are those that a policy on Gateways names.
 	Gateways []string `json:",omitempty"`
+	// Overruled are those of the Gateways that another policy comes first for, with what to say there.
+	Overruled map[string]Problem `json:",omitempty"`
 	// Pods are those that an XBackend sends to, nil = it selects none.
 	Pods *Pods `json:",omitempty"`
 	// Secret is the certificate that an XBackend shows, nil = none. The record of its backend names it too, where somebody uses it.
