@@ -69,10 +69,18 @@ func generateName(name string) string {
 
 // says tells whether a Service has Kubernetes find what another would.
 func says(have, want *corev1.Service) bool {
-	return maps.Equal(have.Spec.Selector, want.Spec.Selector) && maps.Equal(have.Labels, want.Labels) &&
+	return maps.Equal(have.Spec.Selector, want.Spec.Selector) && maps.Equal(have.Labels, labelled(have, want)) &&
 		slices.EqualFunc(have.Spec.Ports, want.Spec.Ports, func(a, b corev1.ServicePort) bool {
 			return a.Port == b.Port && a.TargetPort == b.TargetPort && a.Protocol == b.Protocol
 		})
+}
+
+// labelled are the labels of a Service with those that it should have. Others that somebody put there stay: who puts them there again would be answered for ever.
+func labelled(have, want *corev1.Service) map[string]string {
+	out := map[string]string{}
+	maps.Copy(out, have.Labels)
+	maps.Copy(out, want.Labels)
+	return out
 }
 
 // steps are what has to be done, in this order.
@@ -98,7 +106,7 @@ func plan(want *Selection, have []*corev1.Service) steps {
 	out.remove = have[1:]
 	if rendered := render(*want); !says(have[0], rendered) {
 		out.change = have[0].DeepCopy()
-		out.change.Labels, out.change.Spec.Selector, out.change.Spec.Ports = rendered.Labels, rendered.Spec.Selector, rendered.Spec.Ports
+		out.change.Labels, out.change.Spec.Selector, out.change.Spec.Ports = labelled(have[0], rendered), rendered.Spec.Selector, rendered.Spec.Ports
 	}
 	return out
 }

@@ -98,6 +98,7 @@ func TestPlan(t *testing.T) {
 	gone := func(s *corev1.Service) { s.DeletionTimestamp = &metav1.Time{} }
 	moved := func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": "old", "tier": "a"} }
 	port := func(s *corev1.Service) { s.Spec.Ports[0].TargetPort.IntVal = 1 }
+	label := func(s *corev1.Service) { s.Labels["team"] = "shop" }
 	unlabelled := func(s *corev1.Service) { s.Labels = nil }
 	for _, c := range []struct {
 		name string
@@ -111,6 +112,7 @@ func TestPlan(t *testing.T) {
 		{"one that is being deleted", &selection, []*corev1.Service{made("a", 0, gone)}, "create"},
 		{"other labels", &selection, []*corev1.Service{made("a", 0, moved)}, "change a"},
 		{"another port", &selection, []*corev1.Service{made("a", 0, port)}, "change a"},
+		{"a label of somebody else's", &selection, []*corev1.Service{made("a", 0, label)}, ""},
 		{"its label taken away", &selection, []*corev1.Service{made("a", 0, unlabelled)}, "change a"},
 		{"two leaders' at once", &selection, []*corev1.Service{made("a", 0, nil), made("b", time.Second, nil)}, "remove a"},
 		{"it selects no more", nil, []*corev1.Service{made("a", 0, nil)}, "remove a"},
@@ -135,6 +137,15 @@ func TestPlan(t *testing.T) {
 				t.Errorf("%q, want %q", got, c.then)
 			}
 		})
+	}
+}
+
+// TestLabelsOfOthersStay where a Service is changed.
+func TestLabelsOfOthersStay(t *testing.T) {
+	old := render(selection)
+	old.Labels = map[string]string{"team": "shop"}
+	if s := plan(&selection, []*corev1.Service{old}); s.change == nil || s.change.Labels["team"] != "shop" || len(s.change.Labels) != 3 {
+		t.Errorf("changed into %v", s.change)
 	}
 }
 
