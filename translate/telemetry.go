@@ -161,6 +161,10 @@ func compileTelemetryPolicy(v *view, namespace, name string) record.Policy {
 		if !slices.Contains(out.Gateways, string(t.Name)) {
 			out.Gateways = append(out.Gateways, string(t.Name))
 		}
+		if fact[gatewayFact](v, "Gateway", namespace, string(t.Name)) == nil {
+			lost = append(lost, accepted(string(gatewayv1.PolicyReasonTargetNotFound), fmt.Sprintf("Gateway %s does not exist: create it, or name another", t.Name)))
+			continue
+		}
 		if winner := telemetryPolicies(v, namespace, string(t.Name))[0]; winner != f {
 			p := conflicted(winner.object, gatewayv1.LocalPolicyTargetReference(t))
 			lost = append(lost, p)
