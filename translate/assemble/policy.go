@@ -120,6 +120,14 @@ func (g *gateway) reached() []record.Key {
 	if t := g.record.Tracing; t != nil {
 		out = append(out, t.Collector)
 	}
+	for _, l := range g.listeners { // also those whose backends no configuration has a use for: why not is what their policies say
+		if l.Filters == nil {
+			continue
+		}
+		for _, f := range l.Filters.Run {
+			out = append(out, f.Backend)
+		}
+	}
 	for _, c := range g.configs {
 		for b := range c.backends {
 			out = append(out, b)
