@@ -38,7 +38,8 @@ func newPin(s envoy.Session) (*pin, error) {
 	return &pin{clear, secure}, err
 }
 
-// pinShares pins the shares of a rule. The first backend has the name that the rule gives: it keeps its sessions when a second one comes beside it.
+// pinShares pins the shares of a rule. The first backend has the name that the rule gives: it keeps its sessions when a second one comes beside it. A
+// backend that is named twice, for filters of its own, has the same sessions both times.
 func (r *ruleCompiler) pinShares(shares []share) error {
 	if r.rule.SessionPersistence == nil {
 		return pinToBackends(shares)
@@ -49,7 +50,7 @@ func (r *ruleCompiler) pinShares(shares []share) error {
 	}
 	for i := range shares {
 		s := first
-		if i > 0 && s.Header == "" {
+		if shares[i].cluster != shares[0].cluster && s.Header == "" {
 			s.Cookie += "-" + record.Hash([]byte(shares[i].cluster))
 		}
 		if shares[i].pin, err = newPin(s); err != nil {
@@ -62,7 +63,7 @@ func (r *ruleCompiler) pinShares(shares []share) error {
 // pinToBackends pins the shares whose XBackends ask for it, where the rule does not: what is nearer to the request comes first (GEP-1619). Of two that give their cookies one name the
 // second has another, or each would end the other's sessions.
 func pinToBackends(shares []share) error {
-	taken := map[string]bool{}
+	taken := map[string]string{} // by which cluster
 	for i, one := range shares {
 		if one.backend == nil || one.backend.spec.SessionPersistence == nil {
 			continue
@@ -71,10 +72,10 @@ func pinToBackends(shares []share) error {
 		if err != nil {
 			continue // the XBackend says so, and answers 500
 		}
-		if s.Header == "" && taken[s.Cookie] {
+		if by := taken[s.Cookie]; s.Header == "" && by != "" && by != one.cluster {
 			s.Cookie += "-" + record.Hash([]byte(one.cluster))
 		}
-		taken[s.Cookie] = true
+		taken[s.Cookie] = one.cluster
 		if shares[i].pin, err = newPin(s); err != nil {
 			return fmt.Errorf("sessionPersistence of XBackend %s: %w", one.backend.object.Name, err)
 		}

@@ -52,6 +52,7 @@ spec:
   - {matches: [{path: {value: /header}}], sessionPersistence: {type: Header, header: {name: x-session}}, backendRefs: [{name: one, port: 80}]}
   - {matches: [{path: {value: /split}}], sessionPersistence: {cookie: {name: sid}}, backendRefs: [{name: one, port: 80, weight: 7}, {name: two, port: 80, weight: 3}]}
   - {matches: [{path: {value: /rewritten}}], sessionPersistence: {cookie: {name: sid}}, backendRefs: [{name: one, port: 80, weight: 1, filters: [{type: URLRewrite, urlRewrite: {hostname: in.example}}]}, {name: two, port: 80, weight: 1}]}
+  - {matches: [{path: {value: /twice}}], sessionPersistence: {cookie: {name: sid}}, backendRefs: [{name: one, port: 80, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-new, value: look}]}}]}, {name: one, port: 80}]}
   - {matches: [{path: {value: /none}}], backendRefs: [{name: one, port: 80}]}
 ---
 `
@@ -61,7 +62,7 @@ func TestRealEnvoyKeepsSessions(t *testing.T) {
 	r := run(t, sessionManifests+secretOf("cert", certificates()["ecdsa"])+endpointsOf(t, "one", "127.0.1.1", "127.0.1.2", "127.0.1.3")+
 		strings.TrimSuffix(endpointsOf(t, "two", "127.0.2.1", "127.0.2.2", "127.0.2.3"), "---\n"))
 	url := "http://" + r.address("http")
-	for _, path := range []string{"/cookie", "/unnamed", "/permanent", "/header"} {
+	for _, path := range []string{"/cookie", "/unnamed", "/permanent", "/header", "/twice"} {
 		if hosts := visit(t, url+path, 50); len(hosts) != 1 {
 			t.Errorf("%s: 50 requests of one session went to %v", path, hosts)
 		}

@@ -42,10 +42,11 @@ spec:
   rules:
   - {matches: [{path: {value: /any}}], backendRefs: [{group: gateway.networking.x-k8s.io, kind: XBackend, name: any}]}
   - {matches: [{path: {value: /same}}], backendRefs: [{group: gateway.networking.x-k8s.io, kind: XBackend, name: same}]}
+  - {matches: [{path: {value: /twice}}], backendRefs: [{group: gateway.networking.x-k8s.io, kind: XBackend, name: same, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-new, value: look}]}}]}, {group: gateway.networking.x-k8s.io, kind: XBackend, name: same}]}
   - {matches: [{path: {value: /header}}], backendRefs: [{group: gateway.networking.x-k8s.io, kind: XBackend, name: header}]}`
 	r := run(t, httpGateway+podsOf("any", all, port, "")+podsOf("same", all, port, ", sessionPersistence: {cookie: {name: sid}}")+
 		podsOf("header", all, port, ", sessionPersistence: {type: Header, header: {name: x-session}}")+route)
-	for path, hosts := range map[string]int{"/any": 3, "/same": 1, "/header": 1} {
+	for path, hosts := range map[string]int{"/any": 3, "/same": 1, "/twice": 1, "/header": 1} {
 		if got := visit(t, "http://"+r.address("http")+path, 50); len(got) != hosts {
 			t.Errorf("%s: 50 requests went to %v, want %d hosts", path, got, hosts)
 		}
