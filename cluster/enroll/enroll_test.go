@@ -275,6 +275,25 @@ func TestAStartOnAKeptVolumeNeedsNobody(t *testing.T) {
 	}
 }
 
+// TestAKeptVolumeAfterACrashOfItsNode: files of a generation that were not written out when the node crashed are there and empty.
+func TestAKeptVolumeAfterACrashOfItsNode(t *testing.T) {
+	for _, empty := range []string{certName, keyName, trustName} {
+		w := newWorld(t)
+		if err := w.keeper.Start(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(w.keeper.Dir, current, empty), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.keeper.Start(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.keeper.load(); err != nil || w.keeper.trustMoved() {
+			t.Errorf("%s was empty, and after the start: %v; the trust is to be stored anew: %t", empty, err, w.keeper.trustMoved())
+		}
+	}
+}
+
 // TestAGenerationFitsTogether: certificate, key and trust change in one rename.
 func TestAGenerationFitsTogether(t *testing.T) {
 	w := newWorld(t)

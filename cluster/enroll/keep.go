@@ -52,6 +52,9 @@ func (k *Keeper) Start(ctx context.Context) error {
 	have, err := k.load()
 	if err == nil {
 		k.Log.Info("the certificate of an earlier start is still valid", "until", have.Leaf.NotAfter)
+		if k.trustMoved() { // or its file is empty, as after a crash of the node: Envoy begins with what is there
+			return k.restore()
+		}
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
