@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -326,9 +327,14 @@ func tells(t *testing.T, s *apiServer) {
 	}
 	src.Tell(n)
 	s.waitFor("the series", func() bool { e := events(); return len(e) == 1 && e[0].Series != nil && e[0].Series.Count == 2 })
+	n.Text = "another Secret is missing"
+	src.Tell(n)
+	s.waitFor("the event of another text", func() bool {
+		return slices.ContainsFunc(events(), func(e corev1.Event) bool { return e.Message == n.Text })
+	})
 	n.Part, n.Warning = "spec.listeners{b}", false
 	src.Tell(n)
-	s.waitFor("the event of another part", func() bool { return len(events()) == 2 })
+	s.waitFor("the event of another part", func() bool { return len(events()) == 3 })
 	src.Tell(member.Notice{Kind: "GatewayClass", Name: "c", UID: "u", Reason: "Accepted", Text: "t"})
 	s.waitFor("the event of what has no namespace", func() bool {
 		return strings.Contains(s.read("/api/v1/namespaces/default/events"), `"kind":"GatewayClass"`)

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -69,7 +70,10 @@ func (s *Source) Tell(n member.Notice) {
 	if n.Warning {
 		kind = corev1.EventTypeWarning
 	}
-	recorder.Eventf(object, nil, kind, n.Reason, "Reconcile", "%s", shorten(n.Text, noteSize))
+	text := fnv.New32a()
+	_, _ = text.Write([]byte(n.Text))                     // never fails
+	action := fmt.Sprintf("Reconcile-%08x", text.Sum32()) // what differs in nothing but its text would be counted as said again, and not be shown
+	recorder.Eventf(object, nil, kind, n.Reason, action, "%s", shorten(n.Text, noteSize))
 }
 
 // shorten cuts a text to a number of bytes, between characters.
