@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -112,15 +113,30 @@ func (a *api) listWatchMetadata(k *kind, version string, narrow func(*metav1.Lis
 		func(ctx context.Context, o metav1.ListOptions) (watcher, error) { return client.Watch(ctx, o) })
 }
 
-// identity is what tells this cluster from every other: the UID of its kube-system namespace.
-func (a *api) identity(ctx context.Context) (types.UID, error) {
+// identity is what tells this cluster from every other: the UID of its kube-system namespace. revision is how far it has come.
+func (a *api) identity(ctx context.Context) (id types.UID, revision string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, request)
 	defer cancel()
-	ns, err := a.metadata.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}).Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
-	if err != nil {
-		return "", fmt.Errorf("reading namespace %s: %w", metav1.NamespaceSystem, err)
+	list, err := a.metadata.Resource(namespaces).List(ctx, onlyNamespaceSystem)
+	if err == nil && len(list.Items) == 0 {
+		err = errNoIdentity
 	}
-	return ns.UID, nil
+	if err != nil {
+		return "", "", fmt.Errorf("reading namespace %s: %w", metav1.NamespaceSystem, err)
+	}
+	return list.Items[0].UID, list.ResourceVersion, nil
+}
+
+// onlyNamespaceSystem lists one namespace: unlike an object, a list says how far the cluster has come.
+var (
+	onlyNamespaceSystem = metav1.ListOptions{FieldSelector: "metadata.name=" + metav1.NamespaceSystem}
+	errNoIdentity       = errors.New("there is none")
+)
+
+// older tells whether a cluster is not as far any more as it was said to be before.
+func older(revision, before string) bool {
+	order, err := resourceversion.CompareResourceVersion(revision, before)
+	return err == nil && order < 0
 }
 
 // defined tells whether the CRD of a kind is there and stays. Where it may not be read, the answer is yes.

@@ -38,6 +38,7 @@ type apiServer struct {
 	ca   []byte // PEM of the authority
 	host string
 	etcd string
+	keep *exec.Cmd // etcd
 	run  *exec.Cmd
 	args []string
 	// applied are the paths of what a part of a test made, where it was lent the API server.
@@ -121,12 +122,12 @@ func startAPIServer(t *testing.T) *apiServer {
 	return s
 }
 
-// startEtcd starts an empty etcd, and gives its address.
+// startEtcd starts an etcd, an empty one where nothing has its name, and gives its address.
 func (s *apiServer) startEtcd(name string) string {
 	s.t.Helper()
 	client, peer := fmt.Sprint(freeport.Take(s.t)), fmt.Sprint(freeport.Take(s.t))
 	at := "http://127.0.0.1:" + client
-	s.start(exec.Command(filepath.Join(binaries(s.t), "etcd"), "--name=e", "--data-dir="+s.path(name), "--listen-client-urls="+at, "--advertise-client-urls="+at,
+	s.keep = s.start(exec.Command(filepath.Join(binaries(s.t), "etcd"), "--name=e", "--data-dir="+s.path(name), "--listen-client-urls="+at, "--advertise-client-urls="+at,
 		"--listen-peer-urls=http://127.0.0.1:"+peer, "--initial-advertise-peer-urls=http://127.0.0.1:"+peer, "--initial-cluster=e=http://127.0.0.1:"+peer, "--unsafe-no-fsync", "--log-level=error"))
 	return at
 }
@@ -138,6 +139,18 @@ func (s *apiServer) become(etcd string) {
 	s.args[slices.Index(s.args, "--etcd-servers="+s.etcd)] = "--etcd-servers=" + etcd
 	s.etcd = etcd
 	s.up()
+}
+
+// backUp copies what etcd holds, to start another one with.
+func (s *apiServer) backUp(name string) {
+	s.t.Helper()
+	s.down()
+	_ = s.keep.Process.Kill()
+	_ = s.keep.Wait()
+	if err := os.CopyFS(s.path(name), os.DirFS(s.path("etcd"))); err != nil {
+		s.t.Fatal(err)
+	}
+	s.become(s.startEtcd("etcd"))
 }
 
 // up starts the API server, and waits until it is ready.

@@ -78,14 +78,14 @@ func (i *Infrastructure) listWatch(r schema.GroupVersionResource, selector strin
 	client := i.client.Resource(r)
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			if err := i.same(ctx); err != nil {
+			if err := i.same(ctx, ""); err != nil {
 				return nil, err
 			}
 			o.LabelSelector = selector
 			return client.List(ctx, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			if err := i.same(ctx); err != nil {
+			if err := i.same(ctx, o.ResourceVersion); err != nil {
 				return nil, err
 			}
 			o.LabelSelector = selector

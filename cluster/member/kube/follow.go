@@ -46,10 +46,11 @@ type delta struct {
 	whole   bool          // objects is everything there is
 	objects []member.Object
 
-	served map[*kind]string // what discovery says
-	id     types.UID        // of the cluster that said it, "" = that is not known
-	failed error            // a request failed; nil with told = it works again
-	told   bool
+	served   map[*kind]string // what discovery says
+	id       types.UID        // of the cluster that said it, "" = that is not known
+	restored bool             // that has gone back to an earlier state
+	failed   error            // a request failed; nil with told = it works again
+	told     bool
 }
 
 // follower follows a kind, or one object of it where only is set. It is a cache.TransformingStore whose contents are deltas.

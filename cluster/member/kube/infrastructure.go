@@ -152,21 +152,29 @@ func (i *Infrastructure) Delete(ctx context.Context, o fleet.Object) error {
 	return err
 }
 
-// same is an error where another cluster answers than the first time, or none: what a view of that one lacks would be made in it.
-func (i *Infrastructure) same(ctx context.Context) error {
+// same is an error where another cluster answers than the first time, or none: what a view of that one lacks would be made in it. A view of this one as it was before it was restored from a backup has expired;
+// since is its revision, "" = it begins.
+func (i *Infrastructure) same(ctx context.Context, since string) error {
 	ctx, cancel := context.WithTimeout(ctx, request)
 	defer cancel()
-	ns, err := i.client.Resource(namespaces).Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
+	list, err := i.client.Resource(namespaces).List(ctx, onlyNamespaceSystem)
+	if err == nil && len(list.Items) == 0 {
+		err = errNoIdentity
+	}
 	if err != nil {
 		return fmt.Errorf("reading namespace %s: %w", metav1.NamespaceSystem, err)
 	}
+	id := list.Items[0].GetUID()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.known == "" {
-		i.known = ns.GetUID()
+		i.known = id
 	}
-	if i.known != ns.GetUID() {
-		return another(ns.GetUID(), i.known)
+	if i.known != id {
+		return another(id, i.known)
+	}
+	if older(list.GetResourceVersion(), since) {
+		return apierrors.NewResourceExpired(errRestored.Error())
 	}
 	return nil
 }

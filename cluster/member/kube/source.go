@@ -212,7 +212,7 @@ func (r *runner) again() <-chan time.Time {
 // meet waits until the cluster says who it is.
 func (r *runner) meet() bool {
 	for {
-		id, err := r.api.identity(r.ctx)
+		id, _, err := r.api.identity(r.ctx)
 		if r.ctx.Err() != nil {
 			return false
 		}
@@ -266,16 +266,21 @@ func explain(err error) string {
 	return fmt.Sprintf("%v. What was known is kept. %s", err, remedy)
 }
 
-// discover finds which kinds are served, at once after CRDs have changed and now and then besides, and by whom: a watch does not fail where another cluster answers, but waits until that has come as far.
+// discover finds which kinds are served, at once after CRDs have changed and now and then besides, and by whom: a watch does not fail where another cluster answers, or this one after it was restored from a backup, but waits until that has come as far.
 func (r *runner) discover() {
+	before := ""
 	for {
 		served, err := r.api.served(r.ctx)
-		id, _ := r.api.identity(r.ctx) // where it does not say, whoever takes in a list asks again
+		id, revision, _ := r.api.identity(r.ctx) // where it does not say, whoever takes in a list asks again
 		if r.ctx.Err() != nil {
 			return
 		}
 		r.note("discovery", err)
-		r.inbox.put(delta{served: served, id: id})
+		restored := id == r.id && older(revision, before)
+		if id == r.id {
+			before = revision
+		}
+		r.inbox.put(delta{served: served, id: id, restored: restored})
 		wait := rediscover
 		if err != nil {
 			wait = reconfirm
@@ -313,6 +318,9 @@ func (r *runner) takeIn() {
 			r.estrange(another(d.id, r.id))
 		case d.served != nil:
 			r.serve(d.served)
+			if d.restored {
+				r.estrange(errRestored) // and everything is listed anew
+			}
 		case !r.current(d.from):
 		case d.told:
 			r.hear(d.from, d.failed)
@@ -497,7 +505,7 @@ func (r *runner) list(d delta) {
 // same tells whether this is the cluster that we know; if it is not, nobody listens to it until the known one is back. Where it does not
 // say, its list is not taken in either: the follower starts anew.
 func (r *runner) same() bool {
-	id, err := r.api.identity(r.ctx)
+	id, _, err := r.api.identity(r.ctx)
 	if err == nil && id == r.id {
 		return true
 	}
@@ -511,6 +519,8 @@ func (r *runner) same() bool {
 func another(id, known types.UID) error {
 	return fmt.Errorf("another cluster answers at this address: namespace kube-system has UID %s, not %s. If the cluster was made anew, register it under a new name", id, known)
 }
+
+var errRestored = errors.New("the cluster has gone back to an earlier state: its etcd was restored from a backup")
 
 // estrange stops listening.
 func (r *runner) estrange(why error) {
@@ -528,7 +538,7 @@ func (r *runner) estrange(why error) {
 
 // greet looks whether the cluster that we know is back, and follows it again.
 func (r *runner) greet() {
-	id, err := r.api.identity(r.ctx)
+	id, _, err := r.api.identity(r.ctx)
 	if err != nil || id != r.id {
 		return
 	}

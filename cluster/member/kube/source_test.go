@@ -307,6 +307,48 @@ func TestAnotherCluster(t *testing.T) {
 	}
 }
 
+// TestRestoredFromBackup: a cluster whose etcd was restored is the same one, but its revisions begin again at those of the backup. A watch from a later one fails nowhere: it says nothing until as much has been
+// written again.
+func TestRestoredFromBackup(t *testing.T) {
+	t.Parallel()
+	s := startAPIServer(t)
+	s.installCRDs()
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "a.example.com"))
+	s.backUp("backup")
+	infra, err := NewInfrastructure(Config{Name: "c", Connect: s.config(adminToken)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := infra.Follow(t.Context(), func(string, string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, v := follow(t, s.config(adminToken))
+	v.synced()
+	objects, err := fleet.Render(fleet.Gateway{Cluster: "c", Namespace: "default", Name: "g", UID: "u", Class: "envoy"}, fleet.Install{Image: "fleetgate"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 500 { // more than is written by itself while a test waits
+		s.apply(gatewayPath("default", "httproutes", "r"), route("r", fmt.Sprintf("b%d.example.com", i)))
+	}
+	s.apply(gatewayPath("default", "httproutes", "later"), route("later", "a.example.com"))
+	if err := infra.Apply(t.Context(), objects[0], true); err != nil {
+		t.Fatal(err)
+	}
+	s.remove(crdPath("udproutes")) // discovery tells of it, so it has asked how far the cluster has come
+	v.until("what the backup lacks", func() bool { return v.there("HTTPRoute default/later") && v.last["UDPRoute /"].Unknown })
+	s.waitFor("what the backup lacks of a fleet", func() bool { return len(view.Of("default", "g")) == 1 })
+
+	s.become(s.startEtcd("backup"))
+	s.apply(gatewayPath("default", "httproutes", "r"), route("r", "c.example.com"))
+	v.until("what changed in the cluster that was restored", func() bool {
+		r, ok := v.last["HTTPRoute default/r"].Object.(*gatewayv1.HTTPRoute)
+		return ok && r.Spec.Hostnames[0] == "c.example.com" && v.gone("HTTPRoute default/later")
+	})
+	s.waitFor("that the fleet has to be made again", func() bool { return len(view.Of("default", "g")) == 0 })
+}
+
 // tells: what is told of an object shows where kubectl looks for it, with the rights of deploy/rbac.yaml; what is told again within minutes is one event.
 func tells(t *testing.T, s *apiServer) {
 	s.install(t, "rbac.yaml")
