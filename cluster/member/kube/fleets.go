@@ -49,7 +49,7 @@ func (i *Infrastructure) Follow(ctx context.Context, changed func(namespace, gat
 func (i *Infrastructure) follow(ctx context.Context, r schema.GroupVersionResource, selector string, of func(*unstructured.Unstructured) (string, string), changed func(namespace, name string)) *provisioned {
 	p := &provisioned{of: of, changed: changed, synced: make(chan struct{})}
 	p.Indexer = cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{belongsTo: p.indexed})
-	quiet := klog.Logger{} // a cluster that cannot be read is told of by its Source
+	quiet := klog.Logger{} // a cluster that cannot be read is told of by its Source, and what that does not read by note
 	backoff := retry
 	reflector := cache.NewReflectorWithOptions(i.listWatch(r, selector), nil, p, cache.ReflectorOptions{Name: r.Resource, TypeDescription: r.Resource, Backoff: &backoff, Logger: &quiet})
 	go reflector.RunWithContext(klog.NewContext(ctx, quiet))
@@ -82,14 +82,18 @@ func (i *Infrastructure) listWatch(r schema.GroupVersionResource, selector strin
 				return nil, err
 			}
 			o.LabelSelector = selector
-			return client.List(ctx, o)
+			l, err := client.List(ctx, o)
+			i.note(r.Resource, err)
+			return l, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			if err := i.same(ctx, o.ResourceVersion); err != nil {
 				return nil, err
 			}
 			o.LabelSelector = selector
-			return client.Watch(ctx, o)
+			w, err := client.Watch(ctx, o)
+			i.note(r.Resource, err)
+			return w, err
 		},
 	}
 }

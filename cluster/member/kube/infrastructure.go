@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 
@@ -26,9 +27,11 @@ import (
 type Infrastructure struct {
 	name   string
 	client dynamic.Interface
+	log    *slog.Logger
 
-	mu    sync.Mutex
-	known types.UID // of the cluster, "" = it has not said yet
+	mu     sync.Mutex
+	known  types.UID       // of the cluster, "" = it has not said yet
+	denied map[string]bool // resources that may not be read
 }
 
 var (
@@ -42,7 +45,10 @@ func NewInfrastructure(c Config) (*Infrastructure, error) {
 	if err != nil {
 		return nil, fmt.Errorf("member cluster %s: %w; correct its kubeconfig", c.Name, err)
 	}
-	return &Infrastructure{name: c.Name, client: client}, nil
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return &Infrastructure{name: c.Name, client: client, log: c.Logger.With("cluster", c.Name), denied: map[string]bool{}}, nil
 }
 
 var (
@@ -177,6 +183,20 @@ func (i *Infrastructure) same(ctx context.Context, since string) error {
 		return apierrors.NewResourceExpired(errRestored.Error())
 	}
 	return nil
+}
+
+// note logs when the right to read a resource is lacking, and when it is there again. Nobody else hears of it: the cluster's Source does not read most of what fleets consist of.
+func (i *Infrastructure) note(resource string, err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch denied := apierrors.IsForbidden(err); {
+	case denied && !i.denied[resource]:
+		i.denied[resource] = true
+		i.log.Warn("nothing is provisioned until this may be read: give Fleetgate's service account the rights of deploy/fleets-rbac.yaml", "resource", resource, "err", err)
+	case err == nil && i.denied[resource]:
+		delete(i.denied, resource)
+		i.log.Info("works again", "resource", resource)
+	}
 }
 
 // Review asks whose token this is. An error is enroll.ErrDenied where the API server says that it is nobody's, or was not made for us.

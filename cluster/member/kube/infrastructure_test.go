@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/tools/txtar"
 	"sigs.k8s.io/yaml"
@@ -31,6 +33,7 @@ func infrastructure(t *testing.T, s *apiServer) {
 	t.Run("what is rendered is what an API server keeps", func(t *testing.T) { appliedOnce(t, i) })
 	t.Run("an autoscaler begins with what is there", func(t *testing.T) { autoscalerBegins(t, s, i) })
 	t.Run("what is not ours stays", func(t *testing.T) { notOurs(t, s, i) })
+	t.Run("what may not be followed is told", func(t *testing.T) { toldOfRights(t, s) })
 	t.Run("tokens", func(t *testing.T) { tokens(t, s, i) })
 	t.Run("one replica wins", func(t *testing.T) { oneWins(t, s) })
 }
@@ -229,6 +232,42 @@ func notOurs(t *testing.T, s *apiServer, i *Infrastructure) {
 	if s.read(path) != before {
 		t.Error("another one of its name was deleted")
 	}
+}
+
+// toldOfRights: without the rights for fleets a leader waits for them, and an operator has to hear of it.
+func toldOfRights(t *testing.T, s *apiServer) {
+	s.install(t, "rbac.yaml")
+	said := make(lines, 100)
+	i, err := NewInfrastructure(Config{Name: "c", Connect: s.config(fleetgateToken), Logger: slog.New(slog.NewTextHandler(said, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	followed := make(chan error)
+	go func() { _, err := i.Follow(ctx, func(string, string) {}); followed <- err }()
+	for told := ""; !strings.Contains(told, "resource=deployments"); {
+		select {
+		case told = <-said:
+		case <-time.After(patience):
+			t.Fatal("nobody says that Deployments may not be read")
+		}
+	}
+	s.install(t, "fleets-rbac.yaml")
+	if err := <-followed; err != nil {
+		t.Error(err)
+	}
+	cancel()
+}
+
+// lines are what is logged, as far as somebody reads it.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	select {
+	case l <- string(b):
+	default:
+	}
+	return len(b), nil
 }
 
 func tokens(t *testing.T, s *apiServer, i *Infrastructure) {
