@@ -190,6 +190,38 @@ func TestRenewalWithoutAnAPIServerEnds(t *testing.T) {
 	}
 }
 
+// TestARenewalThatWinsNothingIsNotStored: near Longest a certificate ends when it ended before, however often it is renewed, and each one that is stored is loaded by Envoy.
+func TestARenewalThatWinsNothingIsNotStored(t *testing.T) {
+	w := newWorld(t)
+	k := w.keeper
+	if err := k.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.review = func(string, string) (Pod, error) { return Pod{}, errors.New("away") }
+	for last := ""; ; {
+		have, err := k.load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := have.Leaf.NotBefore.Add(Longest)
+		if err := k.get(t.Context(), have); err != nil {
+			t.Fatal(err)
+		}
+		now, err := os.Readlink(filepath.Join(k.Dir, current))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have.Leaf.NotAfter.Equal(end) {
+			if now != last {
+				t.Error("it was stored")
+			}
+			return
+		}
+		last = now
+		w.pass(Life / 2)
+	}
+}
+
 // TestASilentAPIServerLeavesTimeToRenew: one behind a network that drops everything is away as well, and whoever waits for it must have its answer before the pod hangs up.
 func TestASilentAPIServerLeavesTimeToRenew(t *testing.T) {
 	w := newWorld(t)

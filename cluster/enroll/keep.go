@@ -70,7 +70,7 @@ func (k *Keeper) get(ctx context.Context, have *tls.Certificate) error {
 			have = nil
 		}
 		cert, key, err := k.Client.Get(ctx, have)
-		if err == nil {
+		if err == nil && (have == nil || outlasts(cert, key, have)) {
 			err = k.store(cert, key)
 		}
 		if err == nil || ctx.Err() != nil {
@@ -96,13 +96,13 @@ func (k *Keeper) Run(ctx context.Context) {
 		case err != nil:
 			k.Log.Warn("the certificate cannot be used any more", "err", err)
 			err = k.get(ctx, nil)
-		case k.Now().After(due(have.Leaf, share)):
-			err = k.get(ctx, have)
 		case k.outlived(have.Leaf):
 			k.Log.Info("the authority of the certificate has been replaced")
 			err = k.get(ctx, nil)
 		case k.trustMoved():
 			err = k.restore()
+		case k.Now().After(due(have.Leaf, share)):
+			err = k.get(ctx, have)
 		}
 		if err != nil && ctx.Err() == nil {
 			k.Log.Warn("the certificate could not be stored", "err", err)
@@ -113,6 +113,12 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// outlasts tells whether a renewal has won anything: near Longest, one without a token has not.
+func outlasts(cert, key []byte, have *tls.Certificate) bool {
+	next, err := tls.X509KeyPair(cert, key)
+	return err == nil && next.Leaf.NotAfter.After(have.Leaf.NotAfter)
 }
 
 // due is when a certificate is renewed. It is counted from the end, because a renewal keeps the beginning.
