@@ -19,8 +19,8 @@ func betaServer(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	const bundles = "/apis/certificates.k8s.io/v1beta1"
 	switch q := r.URL.Query(); {
-	case r.URL.Path == "/api/v1/namespaces/kube-system":
-		fmt.Fprint(w, `{"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": "kube-system", "uid": "1"}}`)
+	case r.URL.Path == "/api/v1/namespaces":
+		fmt.Fprint(w, `{"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "kube-system", "uid": "1"}}]}`)
 	case r.URL.Path == bundles:
 		fmt.Fprint(w, `{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "certificates.k8s.io/v1beta1", "resources": [{"name": "clustertrustbundles", "kind": "ClusterTrustBundle", "verbs": ["list", "watch"]}]}`)
 	case r.URL.Path == bundles+"/clustertrustbundles" && q.Get("sendInitialEvents") != "":
