@@ -140,9 +140,9 @@ func (t *tree) note(now time.Time, path string, what happened) {
 		t.scanRoot(now, i)
 	case what == noticed:
 		t.scanBelow(now, i, path)
-	case what == removed && !isManifest(path):
+	case what == removed && !IsManifest(path):
 		t.removeBelow(now, i, path)
-	case !isManifest(path):
+	case !IsManifest(path):
 		if what != removed && isDir(path) { // a link to a directory, or a watcher that does not tell
 			t.scanBelow(now, i, path)
 		}
@@ -176,7 +176,8 @@ func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") || dir == "." && !filepath.IsAbs(path)
 }
 
-func isManifest(path string) bool {
+// IsManifest tells by its name whether a directory source reads a file: what is hidden, or an editor's copy, is none.
+func IsManifest(path string) bool {
 	base := filepath.Base(path)
 	if strings.HasPrefix(base, ".") || strings.HasPrefix(base, "#") || strings.HasSuffix(base, "~") {
 		return false
@@ -349,7 +350,7 @@ func (w *walk) entry(path string, e fs.DirEntry, depth int) {
 		w.visit(path, depth+1)
 		return
 	}
-	if !isManifest(path) || errors.Is(err, fs.ErrNotExist) {
+	if !IsManifest(path) || errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	at := place{w.dir, path}

@@ -142,7 +142,7 @@ func readManifests(names []string, stdin io.Reader) (map[string][]byte, error) {
 			switch hidden := file != name && strings.HasPrefix(e.Name(), "."); {
 			case err == nil && e.IsDir() && hidden:
 				return fs.SkipDir
-			case err != nil || e.IsDir() || file != name && !isManifest(file):
+			case err != nil || e.IsDir() || file != name && !member.IsManifest(file):
 				return err
 			}
 			out[file], err = os.ReadFile(file)
@@ -153,11 +153,6 @@ func readManifests(names []string, stdin io.Reader) (map[string][]byte, error) {
 		}
 	}
 	return out, nil
-}
-
-func isManifest(file string) bool {
-	base, ext := filepath.Base(file), filepath.Ext(file)
-	return !strings.HasPrefix(base, ".") && !strings.HasPrefix(base, "#") && (ext == ".yaml" || ext == ".yml" || ext == ".json")
 }
 
 // translateManifests compiles and assembles what is in files, as one cluster that has nothing else.
