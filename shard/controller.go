@@ -368,16 +368,14 @@ func (c *Controller) batch(now time.Time) []store.Op {
 	return ops
 }
 
-// sizeOf is about what an operation takes in the log: names count, since many long ones are more than what they name.
+// sizeOf is about what an operation takes in the log.
 func sizeOf(op store.Op) int {
-	keys := []store.Key{op.Key}
-	n := 64
+	n := 64 + RecordKey(op.Key).LogSize()
 	if op.Content != nil {
 		n += len(op.Content.Payload)
-		keys = append(keys, op.Content.Refs...)
-	}
-	for _, k := range keys {
-		n += len(k.Cluster) + len(k.Namespace) + len(k.Kind) + len(k.Name) + 48
+		for _, k := range op.Content.Refs {
+			n += RecordKey(k).LogSize()
+		}
 	}
 	return n
 }

@@ -87,7 +87,7 @@ func pack(k record.Key, made compiled) Put {
 // sizeOf is about what references take in the log, where they travel beside the payload.
 func sizeOf(refs []record.Key) (n int) {
 	for _, r := range refs {
-		n += len(r.Cluster) + len(r.Namespace) + len(r.Kind) + len(r.Name) + 48
+		n += r.LogSize()
 	}
 	return n
 }

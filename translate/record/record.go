@@ -45,6 +45,9 @@ func (k Key) Compare(o Key) int {
 	return cmp.Or(cmp.Compare(k.Cluster, o.Cluster), cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Name, o.Name))
 }
 
+// LogSize is about how many bytes a key takes in the log, where many long ones are more than what they name.
+func (k Key) LogSize() int { return len(k.Cluster) + len(k.Namespace) + len(k.Kind) + len(k.Name) + 48 }
+
 // Object names the Kubernetes object that a record, a condition or a problem speaks of.
 type Object struct {
 	Kind       string `json:"kind"`
