@@ -354,32 +354,18 @@ func (r *replica) writeStatus(ctx context.Context) {
 
 // seeProxies looks every second which proxies are there.
 func (r *replica) seeProxies(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	every(ctx, time.Second, func() {
 		live := r.leader.Live()
 		r.acks.see(func(session string) bool { _, ok := live[session]; return ok }, func(fleet string) []string {
 			row, _ := r.db.Fleet(fleet)
 			return row.Proxies
 		})
-	}
+	})
 }
 
 // keepPins pins what proxies reject (D7), and lifts pins of bytes that have changed. A pin of a lesser form of a record follows where that is rejected too.
 func (r *replica) keepPins(ctx context.Context) {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	every(ctx, 50*time.Millisecond, func() {
 		r.liftPins(ctx)
 		for _, pin := range r.acks.rejections() {
 			if r.pinnable(pin) {
@@ -387,6 +373,20 @@ func (r *replica) keepPins(ctx context.Context) {
 				r.propose(ctx, store.Command{Pin: &pin})
 			}
 		}
+	})
+}
+
+// every does something again and again until ctx ends, first after one interval.
+func every(ctx context.Context, interval time.Duration, do func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		do()
 	}
 }
 

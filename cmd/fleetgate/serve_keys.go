@@ -147,18 +147,12 @@ func (c *serveConfig) issueOwn() error {
 
 // renewOwn makes them again long before they end; connections stay, and the next handshake takes up the new ones.
 func (r *replica) renewOwn(ctx context.Context) error {
-	tick := time.NewTicker(24 * time.Hour)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			if err := r.cfg.issueOwn(); err != nil {
-				r.log.Error("own certificates were not renewed", "err", err)
-			}
+	every(ctx, 24*time.Hour, func() {
+		if err := r.cfg.issueOwn(); err != nil {
+			r.log.Error("own certificates were not renewed", "err", err)
 		}
-	}
+	})
+	return nil
 }
 
 // marker is where one replica founds the group, nil = the replicas agree among themselves.
