@@ -113,13 +113,13 @@ func (a *api) listWatchMetadata(k *kind, version string, narrow func(*metav1.Lis
 		func(ctx context.Context, o metav1.ListOptions) (watcher, error) { return client.Watch(ctx, o) })
 }
 
-// identity is what tells this cluster from every other: the UID of its kube-system namespace. revision is how far it has come.
-func (a *api) identity(ctx context.Context) (id types.UID, revision string, err error) {
+// identity is what tells a cluster from every other: the UID of its kube-system namespace. revision is how far it has come.
+func identity(ctx context.Context, client metadata.Interface) (id types.UID, revision string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, request)
 	defer cancel()
-	list, err := a.metadata.Resource(namespaces).List(ctx, onlyNamespaceSystem)
+	list, err := client.Resource(namespaces).List(ctx, onlyNamespaceSystem)
 	if err == nil && len(list.Items) == 0 {
-		err = errNoIdentity
+		err = errors.New("there is none")
 	}
 	if err != nil {
 		return "", "", fmt.Errorf("reading namespace %s: %w", metav1.NamespaceSystem, err)
@@ -128,10 +128,7 @@ func (a *api) identity(ctx context.Context) (id types.UID, revision string, err 
 }
 
 // onlyNamespaceSystem lists one namespace: unlike an object, a list says how far the cluster has come.
-var (
-	onlyNamespaceSystem = metav1.ListOptions{FieldSelector: "metadata.name=" + metav1.NamespaceSystem}
-	errNoIdentity       = errors.New("there is none")
-)
+var onlyNamespaceSystem = metav1.ListOptions{FieldSelector: "metadata.name=" + metav1.NamespaceSystem}
 
 // older tells whether a cluster is not as far any more as it was said to be before.
 func older(revision, before string) bool {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
 
 	"github.com/fleetgate/fleetgate/cluster/enroll"
 	"github.com/fleetgate/fleetgate/cluster/fleet"
@@ -25,9 +26,10 @@ import (
 // Infrastructure is what Fleetgate makes in a member cluster, and what it asks of it about pods. Objects are applied and watched as they are, without Go types: what is
 // compared is fields, and a field that we do not know is not ours to drop.
 type Infrastructure struct {
-	name   string
-	client dynamic.Interface
-	log    *slog.Logger
+	name     string
+	client   dynamic.Interface
+	metadata metadata.Interface
+	log      *slog.Logger
 
 	mu     sync.Mutex
 	known  types.UID       // of the cluster, "" = it has not said yet
@@ -41,14 +43,19 @@ var (
 
 // NewInfrastructure does not connect before it is asked for something.
 func NewInfrastructure(c Config) (*Infrastructure, error) {
-	client, err := dynamic.NewForConfig(prepare(c.Connect, UserAgent(c.Replica)))
+	config := prepare(c.Connect, UserAgent(c.Replica))
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("member cluster %s: %w; correct its kubeconfig", c.Name, err)
+	}
+	names, err := metadata.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("member cluster %s: %w; correct its kubeconfig", c.Name, err)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	return &Infrastructure{name: c.Name, client: client, log: c.Logger.With("cluster", c.Name), denied: map[string]bool{}}, nil
+	return &Infrastructure{name: c.Name, client: client, metadata: names, log: c.Logger.With("cluster", c.Name), denied: map[string]bool{}}, nil
 }
 
 var (
@@ -161,16 +168,10 @@ func (i *Infrastructure) Delete(ctx context.Context, o fleet.Object) error {
 // same is an error where another cluster answers than the first time, or none: what a view of that one lacks would be made in it. A view of this one as it was before it was restored from a backup has expired;
 // since is its revision, "" = it begins.
 func (i *Infrastructure) same(ctx context.Context, since string) error {
-	ctx, cancel := context.WithTimeout(ctx, request)
-	defer cancel()
-	list, err := i.client.Resource(namespaces).List(ctx, onlyNamespaceSystem)
-	if err == nil && len(list.Items) == 0 {
-		err = errNoIdentity
-	}
+	id, revision, err := identity(ctx, i.metadata)
 	if err != nil {
-		return fmt.Errorf("reading namespace %s: %w", metav1.NamespaceSystem, err)
+		return err
 	}
-	id := list.Items[0].GetUID()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.known == "" {
@@ -179,7 +180,7 @@ func (i *Infrastructure) same(ctx context.Context, since string) error {
 	if i.known != id {
 		return another(id, i.known)
 	}
-	if older(list.GetResourceVersion(), since) {
+	if older(revision, since) {
 		return apierrors.NewResourceExpired(errRestored.Error())
 	}
 	return nil

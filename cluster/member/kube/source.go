@@ -212,7 +212,7 @@ func (r *runner) again() <-chan time.Time {
 // meet waits until the cluster says who it is.
 func (r *runner) meet() bool {
 	for {
-		id, _, err := r.api.identity(r.ctx)
+		id, _, err := identity(r.ctx, r.api.metadata)
 		if r.ctx.Err() != nil {
 			return false
 		}
@@ -271,7 +271,7 @@ func (r *runner) discover() {
 	before := ""
 	for {
 		served, err := r.api.served(r.ctx)
-		id, revision, _ := r.api.identity(r.ctx) // where it does not say, whoever takes in a list asks again
+		id, revision, _ := identity(r.ctx, r.api.metadata) // where it does not say, whoever takes in a list asks again
 		if r.ctx.Err() != nil {
 			return
 		}
@@ -505,7 +505,7 @@ func (r *runner) list(d delta) {
 // same tells whether this is the cluster that we know; if it is not, nobody listens to it until the known one is back. Where it does not
 // say, its list is not taken in either: the follower starts anew.
 func (r *runner) same() bool {
-	id, _, err := r.api.identity(r.ctx)
+	id, _, err := identity(r.ctx, r.api.metadata)
 	if err == nil && id == r.id {
 		return true
 	}
@@ -538,7 +538,7 @@ func (r *runner) estrange(why error) {
 
 // greet looks whether the cluster that we know is back, and follows it again.
 func (r *runner) greet() {
-	id, _, err := r.api.identity(r.ctx)
+	id, _, err := identity(r.ctx, r.api.metadata)
 	if err != nil || id != r.id {
 		return
 	}
