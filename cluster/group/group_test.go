@@ -480,23 +480,37 @@ func (d *during) Apply(e []store.Entry) ([]store.Result, error) {
 	return res, err
 }
 
-// TestSnapshotWhileAConfigurationIsApplied: a replica that got it without the configuration that it holds would count the wrong voters.
-func TestSnapshotWhileAConfigurationIsApplied(t *testing.T) {
+// opened is what a replica has on its disk at first, for as long as the test runs.
+func opened(t *testing.T) (*store.Store, *directory) {
+	t.Helper()
 	db, err := store.Open(t.TempDir(), store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = db.Close() }()
+	t.Cleanup(func() { _ = db.Close() })
 	dir, err := openDirectory(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = dir.close() }()
-	d := &during{Store: db}
-	m, err := newMachine(d, watchdog{time.Minute, func(err error) { t.Error(err) }})
+	t.Cleanup(func() { _ = dir.close() })
+	return db, dir
+}
+
+// machineOf is the state machine of a store, without Raft.
+func machineOf(t *testing.T, db StateMachine) *machine {
+	t.Helper()
+	m, err := newMachine(db, watchdog{time.Minute, func(err error) { t.Error(err) }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// TestSnapshotWhileAConfigurationIsApplied: a replica that got it without the configuration that it holds would count the wrong voters.
+func TestSnapshotWhileAConfigurationIsApplied(t *testing.T) {
+	db, dir := opened(t)
+	d := &during{Store: db}
+	m := machineOf(t, d)
 	logs := raft.NewInmemStore()
 	s := &snapshots{dir: dir, machine: m, logs: logs}
 	d.applied = func() {
@@ -523,20 +537,8 @@ func TestSnapshotWhileAConfigurationIsApplied(t *testing.T) {
 // TestSnapshotsThatCannotBeTakenIn: a disk with too little space takes none of them in, however often the leader tries. What the store holds must still have its term, or the replica
 // does not start again.
 func TestSnapshotsThatCannotBeTakenIn(t *testing.T) {
-	db, err := store.Open(t.TempDir(), store.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = db.Close() }()
-	dir, err := openDirectory(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = dir.close() }()
-	m, err := newMachine(db, watchdog{time.Minute, func(err error) { t.Error(err) }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db, dir := opened(t)
+	m := machineOf(t, db)
 	s := &snapshots{dir: dir, machine: m, logs: raft.NewInmemStore()} // emptied, as when a snapshot came in
 	arrive := func(index uint64) {
 		t.Helper()
@@ -565,10 +567,7 @@ func TestKilledWithSnapshotsOnTheirWay(t *testing.T) {
 	n := nodes(t, 1)[0]
 	n.start()
 	leader(t, n).prepare()
-	m, err := newMachine(n.store, watchdog{time.Minute, func(err error) { t.Error(err) }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := machineOf(t, n.store)
 	s := &snapshots{dir: n.Group.dir, machine: m, logs: n.wal}
 	_, out, err := s.Open(current)
 	if err != nil {
