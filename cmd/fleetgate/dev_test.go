@@ -226,7 +226,7 @@ func TestSupervisor(t *testing.T) {
 	}
 	s.stopAll(func(string) bool { return true })
 	eventually(t, "the end of the process group", func() bool { return len(groupMembers(t, second)) == 0 }) // all were asked, and only the first was waited for
-	_ = syscall.Kill(-first, syscall.SIGKILL) // its sleep was orphaned by our kill -9
+	_ = syscall.Kill(-first, syscall.SIGKILL)                                                               // its sleep was orphaned by our kill -9
 }
 
 // groupMembers lists the processes of a group that are not zombies; nobody may have reaped those yet.
